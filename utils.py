@@ -1,0 +1,261 @@
+"""What train.py and predict.py must agree on: pixels, predictions, the model file.
+
+If the two scripts disagreed about any of this, predictions would be silently wrong.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SIZE = 48  # pixels a side, FER2013's own size
+RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
+MODEL_PATH = Path("models/face_classification_model.h5")
+
+PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
+
+# What Pillow's decoders raise on files that are broken or no images at all.
+DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+class UserError(Exception):
+    """An expected failure, told to the user: what is wrong, where, what to do."""
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Silence the start-up lines that TensorFlow's C++ part writes straight to stderr.
+
+    No log level reaches them. Python's own errors still come through as exceptions.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def list_files(folder: Path) -> Iterator[str]:
+    """Yield the path of every file below a folder, in a fixed order.
+
+    Hidden files and folders, Thumbs.db and desktop.ini are passed over. Endings do not
+    matter: what is an image, its content decides.
+    """
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
+        for name in sorted(names):
+            if name[0] != "." and name.lower() not in PASSED_OVER:
+                yield os.path.join(parent, name)
+
+
+def to_grayscale(image: Image.Image) -> Image.Image:
+    """Convert an image of any Pillow mode to 8-bit grayscale, mode L.
+
+    Transparent pixels are laid on white, 16-bit values are scaled to 8 bits.
+
+    Raises:
+        ValueError: for floating-point or 32-bit pixels, whose range is not defined.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError("its pixels have no defined range; convert it to 8 bits")
+        # 65535 / 257 = 255: rounded, so that 8-bit values stored in 16 come back exact.
+        values = (values.astype(np.uint32) + 128) // 257
+        return Image.fromarray(values.astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("L")
+    return image.convert("RGB").convert("L")  # RGB first: CMYK and others know only it
+
+
+def read_pixels(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
+    """Decode an image file, its first frame, to square 8-bit grayscale.
+
+    The image is turned upright as its EXIF orientation says. Of one that is not square
+    the centre square is used, so that a face keeps its proportions. A grayscale image
+    that already has the right size stays as it is, bit for bit.
+
+    Returns:
+        Pixels of shape (image_size, image_size), uint8.
+
+    Raises:
+        OSError: if the file cannot be read as an image.
+    """
+    try:
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise OSError("no such file" if not os.path.exists(path) else "not a file")
+        with Image.open(path) as image:
+            image.load()
+            upright = image
+            with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
+                upright = ImageOps.exif_transpose(image)
+            # Lanczos takes out what is too fine for the new size before it scales down.
+            size, filter = (image_size, image_size), Image.Resampling.LANCZOS
+            return np.asarray(ImageOps.fit(to_grayscale(upright), size, filter))
+    except Image.UnidentifiedImageError as error:
+        reason = "not an image" if os.path.getsize(path) else "empty file"
+        raise OSError(f"{path}: {reason}") from error
+    except DECODER_ERRORS as error:
+        reason = getattr(error, "strerror", None) or error or "unreadable"
+        raise OSError(f"{path}: {reason}") from error
+
+
+def read_face(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
+    """Read one face image as network input: the only way from a file to the network.
+
+    Returns:
+        Pixels of shape (image_size, image_size, 1), float32 in [0, 1].
+
+    Raises:
+        OSError: if the file cannot be read as an image.
+    """
+    pixels = read_pixels(path, image_size)
+    return pixels[..., np.newaxis] * np.float32(RESCALE)
+
+
+def predict_files(
+    model: Any, paths: Sequence[str], image_size: int, batch_size: int = 64
+) -> Iterator[np.ndarray | OSError]:
+    """Predict image files batch by batch, in order; memory stays flat.
+
+    Yields:
+        For each path its class probabilities, float32 of shape (num_classes,), or the
+        OSError that says why the file could not be read.
+    """
+    for start in range(0, len(paths), batch_size):
+        results: list[Any] = []
+        for path in paths[start : start + batch_size]:
+            try:
+                results.append(read_face(path, image_size))
+            except OSError as error:
+                results.append(error)
+        faces = [face for face in results if isinstance(face, np.ndarray)]
+        if faces:
+            probabilities = iter(model.predict_on_batch(np.stack(faces)))
+        for result in results:
+            yield next(probabilities) if isinstance(result, np.ndarray) else result
+
+
+def classification_metrics(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int
+) -> dict[str, Any]:
+    """Compare predicted with true class indices, both of shape (n,).
+
+    Returns:
+        accuracy and macro_recall, fractions; precision, recall and f1, a fraction per
+        class, 0 where it is undefined; confusion_matrix, counts, a row per true class.
+    """
+    confusion = np.zeros((num_classes, num_classes), int)
+    np.add.at(confusion, (labels, predictions), 1)
+    correct = np.diag(confusion)
+    precision = correct / np.maximum(confusion.sum(axis=0), 1)
+    recall = correct / np.maximum(confusion.sum(axis=1), 1)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    return {
+        "images": len(labels),
+        "accuracy": correct.sum() / max(len(labels), 1),
+        "macro_recall": recall.mean(),
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
+        "f1": f1.tolist(),
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def save_model(model: Any, path: Path, attributes: dict[str, Any]) -> None:
+    """Write a model without optimizer state, and keep the file that was there.
+
+    The new file is complete under a temporary name before it takes its place; the one
+    that it replaces becomes <name>.previous.h5.
+
+    Raises:
+        OSError: if it cannot be written; the file that was there is untouched.
+    """
+    temporary, previous = path.with_suffix(".new.h5"), path.with_suffix(".previous.h5")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
+    model.save(temporary, include_optimizer=False)
+    write_attributes(temporary, attributes)
+    if path.exists():
+        shutil.copyfile(path, previous.with_suffix(".new"))
+        os.replace(previous.with_suffix(".new"), previous)
+    os.replace(temporary, path)
+
+
+def write_attributes(path: Path, attributes: dict[str, Any]) -> None:
+    """Store each value as JSON in a root attribute of an HDF5 file, all or none.
+
+    Keras passes over root attributes that it does not know.
+    """
+    import h5py
+
+    temporary = path.with_suffix(".attributes.h5")
+    shutil.copyfile(path, temporary)
+    with h5py.File(temporary, "r+") as file:
+        for name, value in attributes.items():
+            file.attrs[name] = json.dumps(value)
+    os.replace(temporary, path)
+
+
+def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Load a model file that train.py wrote.
+
+    Returns:
+        The keras.Model, and its attributes, among them class_names (in the order of the
+        network's outputs) and image_size (pixels a side).
+
+    Raises:
+        UserError: if there is no such file, or it is not one that train.py wrote.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no model file there; train one with: python train.py")
+    with quiet_stderr():
+        import h5py
+        import keras
+    wanted = "class_names", "image_size", "color_mode", "rescale"
+    try:
+        with h5py.File(path) as file:
+            stored = {name: file.attrs[name] for name in wanted if name in file.attrs}
+        attributes = {name: json.loads(value) for name, value in stored.items()}
+        missing = [name for name in wanted if name not in attributes]
+        if missing:
+            raise ValueError(f"it holds no {', '.join(missing)}")
+        if (attributes["color_mode"], attributes["rescale"]) != ("grayscale", RESCALE):
+            raise ValueError("it was trained on other than grayscale pixels in [0, 1]")
+        model = keras.saving.load_model(path, compile=False)
+        image_size, class_names = attributes["image_size"], attributes["class_names"]
+        if model.input_shape != (None, image_size, image_size, 1):
+            raise ValueError(
+                f"its input is {model.input_shape}, not {image_size}x{image_size}"
+            )
+        if model.output_shape != (None, len(class_names)):
+            raise ValueError(f"its outputs do not fit its {len(class_names)} classes")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a model file that train.py wrote: {error}"
+        ) from error
+    return model, attributes
