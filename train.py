@@ -1,0 +1,582 @@
+"""Train a convolutional network that tells facial expressions apart.
+
+    python train.py --epochs 15
+    python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5
+
+It reads data/train/<emotion>/ and data/test/<emotion>/ and writes the model file that
+predict.py loads, with its figures and plots beside it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+import utils
+from utils import IMAGE_SIZE, RESCALE, UserError
+
+with utils.quiet_stderr():
+    import keras
+    import tensorflow as tf
+
+    # Keras calls these two deprecated. They are used all the same: they work, and they
+    # are what this field's users know and extend.
+    from tensorflow.keras.preprocessing.image import ImageDataGenerator, Iterator
+
+# The recipe.
+CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
+FILTERS = [48, 96, 192, 384]  # a block each: twice as wide, half as large
+DENSE_UNITS = 256
+BATCH_SIZE = 64
+LEARNING_RATE = 0.05  # at its highest
+WARMUP = 0.1  # part of all steps in which the learning rate rises from 0
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+LABEL_SMOOTHING = 0.1  # people disagree about many of FER2013's labels
+AVERAGED = 0.05  # part of all steps that moving averages look back on
+DROPOUT = 0.3
+AUGMENTATION = {
+    "rotation_range": 10,  # degrees
+    "width_shift_range": 0.1,  # part of the image, as the next two
+    "height_shift_range": 0.1,
+    "zoom_range": 0.12,
+    "horizontal_flip": True,
+}
+# Dropout and augmentation grow to these values with the images that a run will see: a
+# short run has more to learn than to forget. Full at 400,000, 15 epochs of FER2013.
+FULL_REGULARIZATION = 400_000
+WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read and transform
+
+NO_DATA = """{folder}: no such folder. Get FER2013 with one of
+  pip install kaggle && kaggle datasets download msambare/fer2013 --path data --unzip
+  pip install kagglehub && python -c "import kagglehub; \
+kagglehub.dataset_download('msambare/fer2013', output_dir='data')"
+or try the drawn faces that are here already:
+  python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5"""
+
+
+def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
+    """Return a parser of numbers in [low, high], for argparse."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{low:g}, {high:g}]")
+        return value
+
+    return number
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; wrong usage exits with 2."""
+    count = number(int, 1, float("inf"))
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--epochs", type=count, default=10, help="passes over the training images")
+    add("--batch-size", type=count, default=BATCH_SIZE, help="images a step")
+    rate = number(float, 1e-9, 1e3)
+    text = "highest learning rate of the schedule"
+    add("--learning-rate", type=rate, default=LEARNING_RATE, help=text)
+    text = "folder that holds train/<emotion>/ and test/<emotion>/"
+    add("--data-dir", type=Path, default=Path("data"), help=text)
+    text = "the .h5 file to write; figures and plots go beside it"
+    add("--model-path", type=Path, default=utils.MODEL_PATH, help=text)
+    text = "same seed, same batches and weights"
+    add("--seed", type=number(int, 0, 2**32 - 1), default=1, help=text)
+    text = "width of each block of two convolutions; each block halves the image"
+    add("--filters", type=count, nargs="+", default=FILTERS, help=text)
+    text = "width of the dense layer before the last"
+    add("--dense-units", type=count, default=DENSE_UNITS, help=text)
+    text = "folders to tell apart, in the order of the network's outputs"
+    add("--classes", nargs="+", default=CLASS_NAMES, help=text)
+    text = "part of train/ to hold out and watch in place of test/"
+    fraction = number(float, 0, 0.9)
+    add("--validation-split", type=fraction, default=0.0, help=text)
+    args = parser.parse_args(argv)
+    if args.model_path.suffix != ".h5":
+        parser.error(f"--model-path must end in .h5: {args.model_path}")
+    if len(set(args.classes)) < max(2, len(args.classes)):
+        parser.error("--classes needs two or more different names")
+    if IMAGE_SIZE >> len(args.filters) < 1:
+        parser.error(
+            f"--filters: {len(args.filters)} blocks leave nothing of the image"
+        )
+    return args
+
+
+def index_folder(
+    folder: Path, class_names: Sequence[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Decode every image below folder/<class name>/ once.
+
+    Returns:
+        A table with a row an image: path, emotion, and digest, a 64-bit hash of its
+        pixels (equal images have equal digests). And a line for each file left out
+        because it cannot be read.
+
+    Raises:
+        UserError: if a class has no folder or no image.
+    """
+    if not folder.is_dir():
+        raise UserError(NO_DATA.format(folder=folder))
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    if missing := [name for name in class_names if name not in found]:
+        raise UserError(
+            f"{folder}: no folder {', '.join(missing)}; "
+            f"found instead: {', '.join(found) or 'nothing'}"
+        )
+    if others := [name for name in found if name not in class_names]:
+        print(f"{folder}: left out, not among the classes: {', '.join(others)}")
+
+    def digest(path: str) -> int | str:
+        try:
+            pixels = utils.read_pixels(path)
+        except OSError as error:
+            return str(error)
+        return int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "big")
+
+    files = [(p, name) for name in class_names for p in utils.list_files(folder / name)]
+    index = pd.DataFrame(files, columns=["path", "emotion"])
+    index["emotion"] = pd.Categorical(index.emotion, class_names)
+    digests: list[int | str] = []
+    begin, progress = (
+        time.monotonic(),
+        keras.utils.Progbar(len(index), unit_name="file"),
+    )
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for start in range(0, len(index), 1000):  # a few at once: memory stays flat
+            digests += pool.map(digest, index.path[start : start + 1000])
+            if sys.stdout.isatty() and time.monotonic() - begin > 2:
+                progress.update(len(digests))
+    readable = [isinstance(digest, int) for digest in digests]
+    files_found = index.emotion.value_counts()
+    index = index[readable].reset_index(drop=True)
+    index["digest"] = np.array([d for d in digests if isinstance(d, int)], np.uint64)
+    for name, images in index.emotion.value_counts().items():
+        if images == 0:
+            place, files_there = folder / name, files_found[name]
+            raise UserError(f"{place}: no image, {files_there} files of other kinds")
+    return index, [digest for digest in digests if isinstance(digest, str)]
+
+
+def split_validation(
+    index: pd.DataFrame, fraction: float, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split an index at random, every emotion alike, equal images on one side.
+
+    Returns:
+        The part to train on, and about the given fraction to validate on.
+
+    Raises:
+        UserError: if a part would lack an emotion.
+    """
+    different = index.drop_duplicates("digest").groupby("emotion", observed=False)
+    chosen = different.sample(frac=fraction, random_state=seed).digest
+    parts = index[~index.digest.isin(chosen)], index[index.digest.isin(chosen)]
+    if any(part.emotion.value_counts().min() == 0 for part in parts):
+        raise UserError(
+            f"--validation-split {fraction:g}: too few images to hold out some, and to "
+            "keep some, of each emotion"
+        )
+    return parts
+
+
+def describe_data(
+    parts: dict[str, pd.DataFrame], unreadable: dict[str, list[str]]
+) -> None:
+    """Print how many images there are, stand there repeatedly, or were left out."""
+    table = pd.DataFrame(
+        {name: part.emotion.value_counts() for name, part in parts.items()}
+    )
+    table.index = table.index.astype(str)
+    table.loc["all"] = table.sum()
+    table.loc["repeated"] = [part.digest.duplicated().sum() for part in parts.values()]
+    table.loc["also in train"] = [
+        0 if name == "train" else part.digest.isin(parts["train"].digest).sum()
+        for name, part in parts.items()
+    ]
+    table.loc["left out"] = [len(unreadable.get(name, [])) for name in parts]
+    print(f"\n{table.to_string()}\n")
+    for name, lines in unreadable.items():
+        print(
+            *[f"left out: {line}" for line in lines[:5]],
+            sep="\n",
+            end="\n" * bool(lines),
+        )
+        if len(lines) > 5:
+            print(f"left out: {len(lines) - 5} more in {name}")
+
+
+class FaceIterator(Iterator):
+    """Stream the images of an index through an ImageDataGenerator, batch by batch.
+
+    Shuffled, for training, it gives whole batches only; in order, it gives every image.
+    A batch depends on seed, epoch and its number, not on the threads that ask for it.
+    """
+
+    def __init__(
+        self,
+        index: pd.DataFrame,
+        generator: ImageDataGenerator,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        workers: int = WORKERS,
+    ) -> None:
+        # More than one worker also makes Keras switch off tf.data's autotune, which
+        # can hold up the end of an epoch by many seconds.
+        super().__init__(len(index), batch_size, shuffle, seed, workers=workers)
+        self.paths = index.path.to_numpy()
+        self.labels = index.emotion.cat.codes.to_numpy()
+        self.num_classes = len(index.emotion.cat.categories)
+        self.generator = generator
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        """Count the batches of an epoch."""
+        return max(1, self.n // self.batch_size) if self.shuffle else super().__len__()
+
+    def __getitem__(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return faces (n, 48, 48, 1) in [0, 1] and one-hot labels (n, num_classes)."""
+        rows = self.index_array[batch * self.batch_size :][: self.batch_size]
+        faces = np.empty((len(rows), IMAGE_SIZE, IMAGE_SIZE, 1), np.float32)
+        with self.lock:  # the parameters come from NumPy's one global generator
+            np.random.seed([self.seed, self.epoch, batch])
+            parameters = [self.generator.get_random_transform(x.shape) for x in faces]
+        for i, row in enumerate(rows):
+            face = utils.read_face(self.paths[row])
+            face = self.generator.apply_transform(face, parameters[i])
+            faces[i] = self.generator.standardize(face)
+        return faces, np.eye(self.num_classes, dtype=np.float32)[self.labels[rows]]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Order the images as they come in an epoch, counted from 0."""
+        self.epoch, self.index_array = epoch, np.arange(self.n)
+        if self.shuffle:
+            np.random.default_rng([self.seed, epoch]).shuffle(self.index_array)
+
+    def on_epoch_end(self) -> None:
+        """Go on to the next epoch; Keras calls this."""
+        self.set_epoch(self.epoch + 1)
+
+
+def build_model(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    filters: Sequence[int] = tuple(FILTERS),
+    dense_units: int = DENSE_UNITS,
+    dropout: float = DROPOUT,
+    momentum: float = 0.99,
+) -> keras.Sequential:
+    """Build the network: blocks of two convolutions each, then two dense layers.
+
+    A block pools right after its first convolution, so that all behind it works on a
+    quarter of the pixels. Momentum is that of batch normalization's moving averages.
+    """
+    layers = keras.layers
+    conv = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+    blocks = [
+        [
+            layers.Conv2D(width, 3, **conv),
+            layers.MaxPooling2D(),
+            layers.BatchNormalization(momentum=momentum),
+            layers.ReLU(),
+            layers.Conv2D(width, 3, **conv),
+            layers.BatchNormalization(momentum=momentum),
+            layers.ReLU(),
+        ]
+        for width in filters
+    ]
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            *[layer for block in blocks for layer in block],
+            layers.Flatten(),
+            layers.Dropout(dropout),
+            layers.Dense(dense_units, use_bias=False),
+            layers.BatchNormalization(momentum=momentum),
+            layers.ReLU(),
+            layers.Dropout(dropout),
+            layers.Dense(num_classes, activation="softmax"),
+        ],
+        name="face_classifier",
+    )
+
+
+def compile_model(
+    model: keras.Model, learning_rate: float, steps: int, momentum: float
+) -> None:
+    """Set optimizer and loss for a training of so many steps.
+
+    The learning rate rises for a tenth of them, then falls to 0 along a cosine.
+    Momentum is that of the weights' moving average, which replaces them at the end.
+    """
+    warmup_steps = int(WARMUP * steps)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        steps - warmup_steps,
+        warmup_target=learning_rate,
+        warmup_steps=warmup_steps,
+    )
+    optimizer = keras.optimizers.SGD(
+        schedule,
+        momentum=MOMENTUM,
+        nesterov=True,
+        weight_decay=WEIGHT_DECAY,
+        use_ema=True,
+        ema_momentum=momentum,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+
+
+def fit(
+    train: pd.DataFrame, watched: pd.DataFrame, args: argparse.Namespace
+) -> tuple[keras.Model, pd.DataFrame]:
+    """Train a new network, watching another part's images after each epoch.
+
+    Returns:
+        The network with the averaged weights of the last epoch, and the history: loss,
+        accuracy, val_loss and val_accuracy of each epoch, counted from 1.
+    """
+    keras.utils.set_random_seed(args.seed)
+    strength = min(1, args.epochs * len(train) / FULL_REGULARIZATION)
+    augmentation = {name: value * strength for name, value in AUGMENTATION.items()}
+    train_generator = FaceIterator(
+        train, ImageDataGenerator(**augmentation), args.batch_size, True, args.seed
+    )
+    validation_generator = FaceIterator(
+        watched, ImageDataGenerator(), args.batch_size, False, args.seed
+    )
+    steps = args.epochs * len(train_generator)
+    momentum = max(0, 1 - 1 / (AVERAGED * steps))  # 0.99 averages the last 100 steps
+    model = build_model(
+        (IMAGE_SIZE, IMAGE_SIZE, 1),
+        len(args.classes),
+        args.filters,
+        args.dense_units,
+        dropout=DROPOUT * strength,
+        momentum=min(0.99, momentum),
+    )
+    compile_model(model, args.learning_rate, steps, momentum)
+    model.summary()
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {gpus} GPUs")
+    history = model.fit(
+        train_generator,
+        epochs=args.epochs,
+        validation_data=validation_generator,
+        callbacks=[keras.callbacks.SwapEMAWeights()],  # watch what will be saved
+        verbose=1 if sys.stdout.isatty() else 2,
+    ).history
+    epochs = pd.RangeIndex(1, args.epochs + 1, name="epoch")
+    return model, pd.DataFrame(history, index=epochs)
+
+
+def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> dict:
+    """Collect what the model file tells about itself; no absolute paths."""
+    arguments = {
+        name: (value.name if value.is_absolute() else value.as_posix())
+        if isinstance(value, Path)
+        else value
+        for name, value in vars(args).items()
+    }
+    return {
+        "class_names": args.classes,
+        "image_size": IMAGE_SIZE,
+        "color_mode": "grayscale",
+        "rescale": RESCALE,
+        "script": Path(__file__).name,
+        "arguments": arguments,
+        "seed": args.seed,
+        "images": {name: len(part) for name, part in parts.items()},
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def evaluate(model_path: Path, test: pd.DataFrame, train: pd.DataFrame) -> dict:
+    """Measure a model file on all test images, and on those not also in train.
+
+    Returns:
+        utils.classification_metrics of both, named test and leak_free.
+
+    Raises:
+        UserError: if a test image can no longer be read.
+    """
+    model, attributes = utils.load_model(model_path)
+    paths = test.path.tolist()
+    results = list(utils.predict_files(model, paths, attributes["image_size"]))
+    if errors := [result for result in results if isinstance(result, OSError)]:
+        raise UserError(f"{errors[0]}; it was readable when training began")
+    labels, predictions = test.emotion.cat.codes.to_numpy(), np.argmax(results, axis=1)
+    clean, count = ~test.digest.isin(train.digest).to_numpy(), len(results[0])
+    return {
+        "test": utils.classification_metrics(labels, predictions, count),
+        "leak_free": utils.classification_metrics(
+            labels[clean], predictions[clean], count
+        ),
+    }
+
+
+def describe_metrics(metrics: dict, class_names: Sequence[str]) -> None:
+    """Print the figures that evaluate returned."""
+    test, leak_free = metrics["test"], metrics["leak_free"]
+    columns = {name: test[name] for name in ("precision", "recall", "f1")}
+    table = pd.DataFrame(columns, index=list(class_names))
+    table["images"] = np.sum(test["confusion_matrix"], axis=1)
+    print(f"\n{table.to_string(float_format='{:.3f}'.format)}\n")
+    accuracy, clean = 100 * test["accuracy"], 100 * leak_free["accuracy"]
+    print(f"Test accuracy {accuracy:.1f} % on all {test['images']} images")
+    print(f"              {clean:.1f} % on the {leak_free['images']} not also in train")
+    print(f"Macro recall  {100 * test['macro_recall']:.1f} % on all")
+
+
+def plot_learning_curves(history: pd.DataFrame, watched: str) -> plt.Figure:
+    """Draw loss and accuracy of every epoch."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        sns.lineplot(history[metric], ax=axis, marker="o", label="train, augmented")
+        sns.lineplot(history[f"val_{metric}"], ax=axis, marker="o", label=watched)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set(title="Loss", ylabel="cross-entropy (nats)")
+    axes[1].set(title="Accuracy", ylabel="images classified right")
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> plt.Figure:
+    """Draw which share of each true class got which answer, with counts."""
+    counts = np.array(metrics["confusion_matrix"])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    label = np.vectorize("{:.0%}\n{}".format)
+    figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
+    sns.heatmap(
+        pd.DataFrame(shares, class_names, class_names),
+        annot=label(shares, counts),
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        cbar_kws={"label": "share of the true class", "format": PercentFormatter(1)},
+        ax=axis,
+    )
+    accuracy = 100 * metrics["accuracy"]
+    title = f"{metrics['images']} test images, accuracy {accuracy:.1f} %"
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    return figure
+
+
+def plot_class_distribution(parts: dict[str, pd.DataFrame]) -> plt.Figure:
+    """Draw the number of images of each class."""
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    images = pd.concat(parts, names=["part"]).reset_index("part")
+    sns.countplot(images, x="emotion", hue="part", ax=axis)
+    for bars in axis.containers:
+        axis.bar_label(bars, fontsize=8)
+    axis.set(title="Images of each emotion", xlabel="", ylabel="images")
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def plot_example_images(train: pd.DataFrame, seed: int) -> plt.Figure:
+    """Draw up to eight training faces of each class, at random."""
+    emotions, columns = train.emotion.cat.categories, 8
+    size = (columns + 1, len(emotions) + 0.5)
+    figure, axes = plt.subplots(
+        len(emotions), columns, figsize=size, layout="constrained"
+    )
+    figure.suptitle("Training images, before augmentation")
+    for row, emotion in zip(axes, emotions, strict=True):
+        faces = train.path[train.emotion == emotion]
+        faces = faces.sample(min(columns, len(faces)), random_state=seed)
+        row[0].set_ylabel(emotion, rotation=0, ha="right", va="center")
+        for axis in row:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        for axis, path in zip(row, faces, strict=False):
+            axis.imshow(utils.read_face(path), cmap="gray", vmin=0, vmax=1)
+    return figure
+
+
+def train(args: argparse.Namespace) -> None:
+    """Index, fit, save, evaluate, report.
+
+    Raises:
+        UserError: if the data do not serve, or a file cannot be written.
+    """
+    begin, folder = time.monotonic(), args.model_path.parent
+    if args.model_path.is_dir():
+        raise UserError(f"{args.model_path}: is a folder; name a file to write")
+    parts, unreadable = {}, {}
+    for name in ("train", "test"):
+        parts[name], unreadable[name] = index_folder(args.data_dir / name, args.classes)
+    watched = "test"
+    if args.validation_split:
+        watched = "validation"
+        parts["train"], parts[watched] = split_validation(
+            parts["train"], args.validation_split, args.seed
+        )
+    describe_data(parts, unreadable)
+    model, history = fit(parts["train"], parts[watched], args)
+
+    run = describe_run(args, parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    utils.save_model(model, args.model_path, run)
+    metrics = evaluate(args.model_path, parts["test"], parts["train"])
+    utils.write_attributes(args.model_path, metrics)
+    history.to_csv(folder / "history.csv")
+    (folder / "metrics.json").write_text(json.dumps(run | metrics, indent=2) + "\n")
+    plt.switch_backend("Agg")
+    figures = {
+        "learning_curves.png": plot_learning_curves(history, watched),
+        "confusion_matrix.png": plot_confusion_matrix(metrics["test"], args.classes),
+        "class_distribution.png": plot_class_distribution(parts),
+        "example_images.png": plot_example_images(parts["train"], args.seed),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=120)
+
+    describe_metrics(metrics, args.classes)
+    print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Written:")
+    names = [args.model_path.name, "history.csv", "metrics.json", *figures]
+    print(*[f"  {folder / name}" for name in names], sep="\n")
+    command = ["python", "predict.py", "--image", parts["test"].path[0]]
+    if args.model_path != utils.MODEL_PATH:
+        command += ["--model", str(args.model_path)]
+    print(f"\nNow try: {shlex.join(command)}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; an expected failure is one line and exit code 1."""
+    warnings.filterwarnings("ignore", module="PIL")  # bad files are listed by name
+    try:
+        train(parse_args(argv))
+    except UserError as error:
+        sys.exit(f"train.py: error: {error}")
+
+
+if __name__ == "__main__":
+    main()
