@@ -203,10 +203,8 @@ def describe_data(
     parts: dict[str, pd.DataFrame], unreadable: dict[str, list[str]]
 ) -> None:
     """Print how many images there are, stand there repeatedly, or were left out."""
-    table = pd.DataFrame(
-        {name: part.emotion.value_counts() for name, part in parts.items()}
-    )
-    table.index = table.index.astype(str)
+    counts = {name: part.emotion.value_counts() for name, part in parts.items()}
+    table = pd.DataFrame(counts).rename(index=str).rename_axis(index=None)
     table.loc["all"] = table.sum()
     table.loc["repeated"] = [part.digest.duplicated().sum() for part in parts.values()]
     table.loc["also in train"] = [
@@ -273,9 +271,14 @@ class FaceIterator(Iterator):
         if self.shuffle:
             np.random.default_rng([self.seed, epoch]).shuffle(self.index_array)
 
+    def follow_epochs(self) -> keras.callbacks.Callback:
+        """Return the callback that tells the iterator which epoch fit begins."""
+        return keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self.set_epoch(epoch)
+        )
+
     def on_epoch_end(self) -> None:
-        """Go on to the next epoch; Keras calls this."""
-        self.set_epoch(self.epoch + 1)
+        """Change nothing: Keras calls this once too often to count epochs by it."""
 
 
 def build_model(
@@ -385,7 +388,11 @@ def fit(
         train_generator,
         epochs=args.epochs,
         validation_data=validation_generator,
-        callbacks=[keras.callbacks.SwapEMAWeights()],  # watch what will be saved
+        callbacks=[
+            keras.callbacks.SwapEMAWeights(),  # what is watched is what will be saved
+            train_generator.follow_epochs(),
+        ],
+        shuffle=False,  # the iterator does; Keras would reorder the batches once more
         verbose=1 if sys.stdout.isatty() else 2,
     ).history
     epochs = pd.RangeIndex(1, args.epochs + 1, name="epoch")

@@ -1,0 +1,68 @@
+"""A small tree of images, a model trained once, and the two commands as processes."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+MODEL = "models/face_classification_model.h5"
+DEMO = "python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5"
+EMOTIONS = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
+
+
+def random_pixels(seed: int, size: int = 48) -> np.ndarray:
+    """Return gray noise, uint8 of shape (size, size)."""
+    return np.random.default_rng(seed).integers(0, 256, (size, size), np.uint8)
+
+
+def make_tree(folder: Path, classes: list[str], train: int = 12, test: int = 4) -> Path:
+    """Write folder/{train,test}/<class>/*.png, every image different."""
+    seed = 0
+    for part, count in (("train", train), ("test", test)):
+        for name in classes:
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.fromarray(random_pixels(seed))
+                image.save(folder / part / name / f"{number:02}.png")
+                seed += 1
+    return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return a folder with train/ and test/ of three classes."""
+    return make_tree(tmp_path / "faces", ["angry", "happy", "sad"])
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of what the commands need, so that they write nothing here."""
+    folder = tmp_path_factory.mktemp("project") / "checkout"
+    shutil.copytree(ROOT / "data" / "demo", folder / "data" / "demo")
+    (folder / "models").mkdir()
+    for name in ("train.py", "predict.py", "utils.py", MODEL):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(checkout: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Return a function that runs a command in the checkout, as a user would."""
+
+    def run(*command: str | Path) -> subprocess.CompletedProcess:
+        words = [sys.executable, *map(str, command)]
+        return subprocess.run(words, cwd=checkout, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo(run: Callable, checkout: Path) -> dict:
+    """Train on data/demo as README says; return the model's path and the run."""
+    return {"path": checkout / "models" / "demo.h5", "result": run(*DEMO.split()[1:])}

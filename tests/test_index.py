@@ -1,0 +1,143 @@
+"""The index holds every readable image once, and splits never share an image."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_tree, random_pixels
+from PIL import Image
+
+import train
+from utils import UserError
+
+CLASSES = ["angry", "happy", "sad"]
+
+
+def test_a_row_an_image(tree: Path) -> None:
+    index, unreadable = train.index_folder(tree / "train", CLASSES)
+    assert unreadable == []
+    assert index.emotion.value_counts().to_dict() == dict.fromkeys(CLASSES, 12)
+    assert index.path[0] == str(tree / "train" / "angry" / "00.png")
+    assert index.digest.dtype == np.uint64
+    assert index.digest.nunique() == 36
+
+
+def test_labels_follow_the_classes_not_the_folders(tree: Path) -> None:
+    index, _ = train.index_folder(tree / "train", ["sad", "angry"])
+    labels = dict(zip(index.emotion, index.emotion.cat.codes, strict=True))
+    assert labels == {"sad": 0, "angry": 1}
+
+
+def test_equal_pixels_have_equal_digests_in_any_format(tree: Path) -> None:
+    folder = tree / "test" / "happy"
+    face = Image.fromarray(random_pixels(99))
+    face.save(folder / "a.BMP")
+    face.convert("RGB").save(folder / "b.webp", lossless=True)
+    Image.fromarray(random_pixels(99) ^ 1).save(folder / "c.png")
+    index, _ = train.index_folder(tree / "test", CLASSES)
+    digest = {
+        Path(path).name: d for path, d in zip(index.path, index.digest, strict=True)
+    }
+    assert digest["a.BMP"] == digest["b.webp"] != digest["c.png"]
+
+
+def test_unreadable_files_are_left_out_and_told(tree: Path) -> None:
+    folder = tree / "train" / "happy"
+    whole = (folder / "00.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[:500])
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("no image")
+    (folder / "Thumbs.db").write_text("passed over")
+    (folder / ".DS_Store").write_text("passed over")
+    index, unreadable = train.index_folder(tree / "train", CLASSES)
+    assert len(index) == 36
+    names = [Path(line.partition(": ")[0]).name for line in unreadable]
+    assert names == ["empty.jpg", "notes.txt", "truncated.png"]
+
+
+def test_other_folders_are_named_once(
+    tree: Path, capsys: pytest.CaptureFixture
+) -> None:
+    index, _ = train.index_folder(tree / "train", ["angry", "sad"])
+    assert set(index.emotion) == {"angry", "sad"}
+    assert capsys.readouterr().out.count("happy") == 1
+
+
+def test_a_missing_class_is_named_with_what_is_there(tree: Path) -> None:
+    shutil.rmtree(tree / "test" / "sad")
+    (tree / "test" / "Sad").mkdir()
+    with pytest.raises(UserError, match=r"test: no folder sad; .*Sad, angry, happy"):
+        train.index_folder(tree / "test", CLASSES)
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_a_class_without_images_is_named(tree: Path, content: bytes | None) -> None:
+    folder = tree / "train" / "sad"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    if content:
+        (folder / "notes.txt").write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"{folder}: no image, {bool(content):d} files"
+    ):
+        train.index_folder(tree / "train", CLASSES)
+
+
+def test_no_data_tells_how_to_get_some(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        train.index_folder(tmp_path / "train", CLASSES)
+    for word in ("kagglehub", "kaggle datasets download", "data/demo"):
+        assert word in str(error.value)
+
+
+def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "faces", CLASSES, train=40)
+    for name in ("angry", "sad"):  # every second image twice, some under two labels
+        for number in range(0, 40, 2):
+            source = tree / "train" / name / f"{number:02}.png"
+            shutil.copy(source, tree / "train" / "angry" / f"copy_{name}_{number}.png")
+    index, _ = train.index_folder(tree / "train", CLASSES)
+    training, validation = train.split_validation(index, 0.25, seed=3)
+    assert len(training) + len(validation) == len(index) == 160
+    assert set(training.path).isdisjoint(validation.path)
+    assert set(training.digest).isdisjoint(validation.digest)
+    different = validation.drop_duplicates("digest").emotion.value_counts()
+    assert different["happy"] == 10
+    assert different.sum() == 30  # a quarter of 120 different images
+    again = train.split_validation(index, 0.25, seed=3)[1]
+    assert again.equals(validation)
+    assert not train.split_validation(index, 0.25, seed=4)[1].equals(validation)
+
+
+def test_too_few_images_to_split(tree: Path) -> None:
+    index, _ = train.index_folder(tree / "train", CLASSES)
+    with pytest.raises(UserError, match=r"--validation-split 0\.01"):
+        train.split_validation(index, 0.01, seed=1)
+
+
+def test_the_table_counts_repeated_and_shared_images(
+    tree: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = tree / "train" / "sad" / "00.png"
+    shutil.copy(source, tree / "train" / "sad" / "again.png")
+    for number in range(2):
+        shutil.copy(source, tree / "test" / "happy" / f"leak{number}.png")
+    parts = {n: train.index_folder(tree / n, CLASSES)[0] for n in ("train", "test")}
+    unreadable = {"train": [f"file{i}: not an image" for i in range(7)], "test": []}
+    train.describe_data(parts, unreadable)
+    out = capsys.readouterr().out
+    table = [line.split() for line in out.splitlines() if line]
+    assert table[:9] == [
+        ["train", "test"],
+        ["angry", "12", "4"],
+        ["happy", "12", "6"],
+        ["sad", "13", "4"],
+        ["all", "37", "14"],
+        ["repeated", "1", "1"],
+        ["also", "in", "train", "0", "2"],
+        ["left", "out", "7", "0"],
+        ["left", "out:", "file0:", "not", "an", "image"],
+    ]
+    assert out.count("not an image") == 5
+    assert "2 more in train" in out

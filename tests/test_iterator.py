@@ -1,0 +1,124 @@
+"""Same seed, same batches, however many threads ask; validation is never augmented.
+
+Batches are recorded where Keras' fit consumes them, and compared with those that the
+iterator gives when it is asked directly, one by one.
+"""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_tree
+from tensorflow.keras.preprocessing.image import ImageDataGenerator
+
+import train
+import utils
+
+CLASSES = ["angry", "happy", "sad"]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Index 36 images."""
+    tree = make_tree(tmp_path_factory.mktemp("iterator") / "faces", CLASSES)
+    return train.index_folder(tree / "train", CLASSES)[0]
+
+
+def training_iterator(index: pd.DataFrame, **options: int) -> train.FaceIterator:
+    """Return an iterator as training uses it."""
+    options = {"batch_size": 8, "seed": 5} | options
+    generator = ImageDataGenerator(**train.AUGMENTATION)
+    return train.FaceIterator(index, generator, shuffle=True, **options)
+
+
+def plain_iterator(index: pd.DataFrame, batch_size: int) -> train.FaceIterator:
+    """Return an iterator as validation uses it."""
+    return train.FaceIterator(index, ImageDataGenerator(), batch_size, False, seed=5)
+
+
+class Recorder(keras.Model):
+    """Keep every batch that fit and evaluate hand to the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained, self.tested = [], []
+        self.compile(run_eagerly=True)
+
+    def train_step(self, data: tuple) -> dict:
+        """Record a training batch."""
+        self.trained.append([x.numpy() for x in data])
+        return {"loss": 0.0}
+
+    def test_step(self, data: tuple) -> dict:
+        """Record a validation batch."""
+        self.tested.append([x.numpy() for x in data])
+        return {"loss": 0.0}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_fit_gets_the_same_batches_whatever_the_workers(
+    index: pd.DataFrame, workers: int
+) -> None:
+    recorder, epochs = Recorder(), 3
+    validation = plain_iterator(index, 10)
+    iterator = training_iterator(index, workers=workers)
+    recorder.fit(
+        iterator,
+        epochs=epochs,
+        validation_data=validation,
+        callbacks=[iterator.follow_epochs()],
+        shuffle=False,
+        verbose=0,
+    )
+    expected, reference = [], training_iterator(index)
+    for epoch in range(epochs):
+        reference.set_epoch(epoch)
+        expected += [reference[batch] for batch in range(4)]  # 36 // 8
+    assert len(recorder.trained) == len(expected)
+    for batch, (faces, labels) in zip(recorder.trained, expected, strict=True):
+        np.testing.assert_array_equal(batch[0], faces)
+        np.testing.assert_array_equal(batch[1], labels)
+    assert [len(faces) for faces, _ in recorder.tested] == [10, 10, 10, 6] * epochs
+
+
+def test_other_seed_other_batches(index: pd.DataFrame) -> None:
+    faces = [training_iterator(index, seed=seed)[0][0] for seed in (5, 6)]
+    assert not np.array_equal(*faces)
+
+
+def test_each_epoch_has_its_own_order_and_no_image_twice(index: pd.DataFrame) -> None:
+    iterator = training_iterator(index)
+    iterator.generator = ImageDataGenerator()  # so that faces can be told apart
+    orders = []
+    for epoch in range(2):
+        iterator.set_epoch(epoch)
+        faces = np.concatenate([iterator[batch][0] for batch in range(len(iterator))])
+        orders.append([face.tobytes() for face in faces])
+    assert [len(set(order)) for order in orders] == [32, 32]
+    assert orders[0] != orders[1]
+
+
+def test_fewer_images_than_a_batch_make_one_batch(index: pd.DataFrame) -> None:
+    iterator = training_iterator(index, batch_size=100)
+    assert len(iterator) == 1
+    assert iterator[0][0].shape == (36, 48, 48, 1)
+
+
+def test_validation_is_every_image_bit_for_bit(index: pd.DataFrame) -> None:
+    iterator = plain_iterator(index, 10)
+    batches = [iterator[batch] for batch in range(len(iterator))]
+    faces, labels = map(np.concatenate, zip(*batches, strict=True))
+    expected = np.stack([utils.read_face(path) for path in index.path])
+    np.testing.assert_array_equal(faces, expected)
+    np.testing.assert_array_equal(labels, np.repeat(np.eye(3), 12, axis=0))
+
+
+def test_training_is_augmented_within_the_range(index: pd.DataFrame) -> None:
+    iterator = training_iterator(index)
+    faces, labels = iterator[0]
+    rows = iterator.index_array[:8]
+    plain = np.stack([utils.read_face(index.path[row]) for row in rows])
+    assert faces.dtype == np.float32
+    assert 0 <= faces.min() < faces.max() <= 1
+    assert all(not np.array_equal(a, b) for a, b in zip(faces, plain, strict=True))
+    np.testing.assert_array_equal(labels.argmax(axis=1), rows // 12)

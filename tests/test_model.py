@@ -1,0 +1,208 @@
+"""The network is what it says, learns the same from the same seed, and is kept whole.
+
+Metrics are compared with figures worked out by hand.
+"""
+
+import json
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import train
+import utils
+from utils import UserError
+
+CLASSES = ["angry", "happy", "sad"]
+ATTRIBUTES = {
+    "class_names": CLASSES,
+    "image_size": 48,
+    "color_mode": "grayscale",
+    "rescale": 1 / 255,
+}
+
+
+@pytest.fixture
+def model() -> keras.Sequential:
+    """Build a small network with random weights."""
+    return train.build_model((48, 48, 1), 3, filters=[4, 8], dense_units=5)
+
+
+def fit(tree: Path, *options: str) -> tuple[keras.Model, pd.DataFrame]:
+    """Train a small network on a tree."""
+    words = f"--classes {' '.join(CLASSES)} --filters 4 8 --dense-units 5".split()
+    args = train.parse_args([*words, "--epochs", "2", "--batch-size", "8", *options])
+    parts = [train.index_folder(tree / p, CLASSES)[0] for p in ("train", "test")]
+    return train.fit(*parts, args)
+
+
+def test_layers(model: keras.Sequential) -> None:
+    names = [type(layer).__name__ for layer in model.layers]
+    block = "Conv2D MaxPooling2D BatchNormalization ReLU Conv2D BatchNormalization ReLU"
+    head = "Flatten Dropout Dense BatchNormalization ReLU Dropout Dense"
+    assert names == [*block.split(), *block.split(), *head.split()]
+    assert model.output_shape == (None, 3)
+    # Convolutions without bias; gamma and beta, mean and variance; dense layers.
+    convolutions = 9 * (1 * 4 + 4 * 4 + 4 * 8 + 8 * 8)
+    normalizations = 4 * (4 + 4 + 8 + 8 + 5)
+    dense = 12 * 12 * 8 * 5 + 5 * 3 + 3
+    assert model.count_params() == convolutions + normalizations + dense
+    probabilities = model.predict_on_batch(np.random.rand(2, 48, 48, 1))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_schedule_rises_for_a_tenth_then_falls_to_zero(model: keras.Model) -> None:
+    train.compile_model(model, learning_rate=0.2, steps=1000, momentum=0.9)
+    schedule = model.optimizer._learning_rate
+    rates = [float(schedule(step)) for step in (0, 50, 100, 550, 1000)]
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.1, 0], atol=1e-6)
+
+
+def test_same_seed_same_weights(tree: Path) -> None:
+    first, history = fit(tree, "--seed", "7")
+    again, history_again = fit(tree, "--seed", "7")
+    other, _ = fit(tree, "--seed", "8")
+    for a, b in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    pd.testing.assert_frame_equal(history, history_again)
+    assert not np.array_equal(first.get_weights()[0], other.get_weights()[0])
+
+
+def test_history_and_averaged_weights(tree: Path) -> None:
+    model, history = fit(tree)
+    assert list(history.columns) == ["accuracy", "loss", "val_accuracy", "val_loss"]
+    assert (history.index.name, list(history.index)) == ("epoch", [1, 2])
+    # The weights that are left are those that the last epoch was watched with.
+    test = train.index_folder(tree / "test", CLASSES)[0]
+    faces = np.stack([utils.read_face(path) for path in test.path])
+    predictions = model.predict_on_batch(faces).argmax(axis=1)
+    accuracy = (predictions == test.emotion.cat.codes).mean()
+    assert accuracy == pytest.approx(history.val_accuracy[2])
+
+
+def test_short_runs_are_regularized_less(tree: Path) -> None:
+    model, _ = fit(tree)
+    rates = [layer.rate for layer in model.layers if hasattr(layer, "rate")]
+    assert rates == pytest.approx([train.DROPOUT * 2 * 36 / 400_000] * 2)
+
+
+def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.h5"
+    train.compile_model(model, 0.1, 10, 0.9)
+    faces = np.random.rand(4, 48, 48, 1).astype(np.float32)
+    model.train_on_batch(faces, np.eye(3)[[0, 1, 2, 0]])
+    utils.save_model(model, path, ATTRIBUTES | {"seed": 3})
+    loaded, attributes = utils.load_model(path)
+    assert attributes == ATTRIBUTES
+    np.testing.assert_array_equal(
+        loaded.predict_on_batch(faces), model.predict_on_batch(faces)
+    )
+    with h5py.File(path) as file:
+        assert json.loads(file.attrs["seed"]) == 3
+        assert "optimizer_weights" not in file
+        assert "training_config" not in file.attrs
+    assert [p.name for p in tmp_path.iterdir()] == ["model.h5"]
+
+
+def test_the_model_that_was_there_is_kept(model: keras.Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.h5"
+    for seed in (1, 2, 3):
+        utils.save_model(model, path, ATTRIBUTES | {"seed": seed})
+    for name, seed in {"model.h5": 3, "model.previous.h5": 2}.items():
+        with h5py.File(tmp_path / name) as file:
+            assert json.loads(file.attrs["seed"]) == seed
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_failed_save_leaves_the_old_file(model: keras.Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.h5"
+    utils.save_model(model, path, ATTRIBUTES)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        utils.save_model(model, path, {"seed": object()})  # no JSON
+    with pytest.raises(TypeError):
+        utils.write_attributes(path, {"seed": 1, "more": object()})
+    assert path.read_bytes() == before
+
+
+def break_file(path: Path, fault: str) -> None:
+    """Make a model file unfit in one way."""
+    if fault == "no HDF5":
+        path.write_bytes(b"GIF89a")
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        with h5py.File(path, "r+") as file:
+            if fault == "no class names":
+                del file.attrs["class_names"]
+            elif fault == "other classes":
+                file.attrs["class_names"] = json.dumps(["angry", "happy"])
+            elif fault == "other size":
+                file.attrs["image_size"] = json.dumps(64)
+            elif fault == "other scale":
+                file.attrs["rescale"] = json.dumps(1.0)
+            elif fault == "no JSON":
+                file.attrs["class_names"] = "angry"
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no HDF5", ""),
+        ("truncated", ""),
+        ("no class names", "it holds no class_names"),
+        ("other classes", "outputs do not fit its 2 classes"),
+        ("other size", "not 64x64"),
+        ("other scale", "other than grayscale pixels in"),
+        ("no JSON", ""),
+    ],
+)
+def test_unfit_model_files(
+    model: keras.Model, tmp_path: Path, fault: str, message: str
+) -> None:
+    path = tmp_path / "model.h5"
+    utils.save_model(model, path, ATTRIBUTES)
+    break_file(path, fault)
+    with pytest.raises(UserError) as error:
+        utils.load_model(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: not a model file that train.py wrote: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def test_no_model_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no model file there.*python train\.py"):
+        utils.load_model(tmp_path / "model.h5")
+
+
+def test_metrics() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    predictions = np.array([0, 0, 0, 1, 1, 0, 0, 1])
+    metrics = utils.classification_metrics(labels, predictions, 3)
+    assert metrics["images"] == 8
+    assert metrics["accuracy"] == 4 / 8
+    assert metrics["confusion_matrix"] == [[3, 1, 0], [1, 1, 0], [1, 1, 0]]
+    assert metrics["precision"] == pytest.approx([3 / 5, 1 / 3, 0])
+    assert metrics["recall"] == pytest.approx([3 / 4, 1 / 2, 0])
+    assert metrics["f1"] == pytest.approx([2 / 3, 2 / 5, 0])
+    assert metrics["macro_recall"] == pytest.approx((3 / 4 + 1 / 2) / 3)
+
+
+def test_predictions_keep_order_around_broken_files(
+    model: keras.Model, tree: Path
+) -> None:
+    paths = sorted(str(path) for path in (tree / "train").rglob("*.png"))
+    faces = np.stack([utils.read_face(path) for path in paths])
+    expected = model.predict_on_batch(faces)
+    broken = [0, 1, 2, 3, 9, len(paths) + 4]  # one whole batch among them
+    for position in broken:
+        paths.insert(position, str(tree / "missing.png"))
+    results = list(utils.predict_files(model, paths, 48, batch_size=4))
+    errors = [i for i, result in enumerate(results) if isinstance(result, OSError)]
+    assert errors == broken
+    probabilities = np.stack([r for r in results if not isinstance(r, OSError)])
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)

@@ -1,0 +1,220 @@
+"""Whatever a file's format, the network gets the pixels that a person sees.
+
+Expected values are worked out from the array that the file was written from.
+"""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_pixels
+from PIL import Image
+from tensorflow.keras.preprocessing.image import ImageDataGenerator
+
+import utils
+
+GRAY = random_pixels(1)
+
+
+def write(path: Path, image: Image.Image, **options: object) -> Path:
+    """Save an image and return its path."""
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("ending", ["png", "PNG", "tif"])
+def test_a_gray_face_of_the_right_size_stays_bit_for_bit(
+    tmp_path: Path, mode: str, ending: str
+) -> None:
+    path = write(tmp_path / f"face.{ending}", Image.fromarray(GRAY).convert(mode))
+    np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
+
+
+@pytest.mark.parametrize("ending", ["bmp", "webp", "gif", "pgm"])
+def test_other_lossless_formats(tmp_path: Path, ending: str) -> None:
+    options = {"lossless": True} if ending == "webp" else {}
+    path = write(tmp_path / f"face.{ending}", Image.fromarray(GRAY), **options)
+    np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
+
+
+def test_a_jpeg_is_what_its_decoder_gives(tmp_path: Path) -> None:
+    path = write(tmp_path / "face.jpg", Image.fromarray(GRAY))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(utils.read_pixels(path), np.asarray(image))
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    ink = np.zeros((48, 48, 4), np.uint8)
+    ink[..., 3] = 255 - GRAY  # black ink only
+    path = write(tmp_path / "face.tif", Image.fromarray(ink, "CMYK"))
+    np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    path = write(tmp_path / "face.png", Image.fromarray(GRAY > 127))
+    np.testing.assert_array_equal(utils.read_pixels(path), 255 * (GRAY > 127))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_16_bits_are_scaled_to_8(tmp_path: Path, ending: str) -> None:
+    image = Image.fromarray(GRAY.astype(np.uint16) * 257)  # 65535 = 255 * 257
+    path = write(tmp_path / f"face.{ending}", image)
+    np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    alpha = np.where(np.arange(48) < 24, 255, 0).astype(np.uint8) * np.ones_like(GRAY)
+    expected = np.where(alpha == 255, GRAY, 255)
+    for name, image in {
+        "la.png": Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(alpha)]),
+        "rgba.png": Image.merge(
+            "RGBA", [Image.fromarray(x) for x in (GRAY,) * 3 + (alpha,)]
+        ),
+    }.items():
+        pixels = utils.read_pixels(write(tmp_path / name, image))
+        np.testing.assert_array_equal(pixels, expected)
+    palette = Image.fromarray(GRAY).convert("P")
+    path = write(tmp_path / "palette.png", palette, transparency=int(GRAY[0, 0]))
+    expected = np.where(GRAY[0, 0] == GRAY, 255, GRAY)
+    np.testing.assert_array_equal(utils.read_pixels(path), expected)
+
+
+def test_colours_weigh_as_in_rec_601(tmp_path: Path) -> None:
+    image = Image.new("RGB", (48, 48), (200, 100, 50))
+    pixels = utils.read_pixels(write(tmp_path / "face.png", image))
+    assert np.unique(pixels) == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "undo"),
+    [
+        (1, lambda upright: upright),
+        (3, lambda upright: np.rot90(upright, 2)),
+        (6, lambda upright: np.rot90(upright, 1)),
+        (8, lambda upright: np.rot90(upright, 3)),
+        (2, np.fliplr),
+    ],
+)
+def test_exif_orientation(tmp_path: Path, orientation: int, undo: object) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write(tmp_path / "face.png", Image.fromarray(undo(GRAY)), exif=exif)
+    np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
+
+
+def test_broken_exif_is_ignored(tmp_path: Path) -> None:
+    path = write(tmp_path / "face.png", Image.fromarray(GRAY), exif=b"no such header")
+    np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
+
+
+def test_scaling_down_does_not_alias(tmp_path: Path) -> None:
+    stripes = np.zeros((480, 480), np.uint8)
+    stripes[:, ::2] = 255  # too fine for 48 pixels: only their mean remains
+    pixels = utils.read_pixels(write(tmp_path / "face.png", Image.fromarray(stripes)))
+    assert np.abs(pixels - 127.5).max() <= 5  # 127.5 without a filter
+
+
+@pytest.mark.parametrize("shape", [(48, 100), (90, 48)])
+def test_of_an_oblong_image_the_centre_square_is_used(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    image = np.zeros(shape, np.uint8)
+    top, left = (shape[0] - 48) // 2, (shape[1] - 48) // 2
+    image[top : top + 48, left : left + 48] = GRAY
+    pixels = utils.read_pixels(write(tmp_path / "face.png", Image.fromarray(image)))
+    np.testing.assert_array_equal(pixels, GRAY)
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    first, second = Image.fromarray(GRAY), Image.fromarray(255 - GRAY)
+    path = write(tmp_path / "f.gif", first, save_all=True, append_images=[second])
+    np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (2000, 2)])
+def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write(tmp_path / "face.png", Image.new("L", size, 77))
+    assert np.unique(utils.read_pixels(path)) == 77
+
+
+def test_network_input(tmp_path: Path) -> None:
+    path = write(tmp_path / "face.png", Image.fromarray(GRAY))
+    face = utils.read_face(path)
+    assert (face.shape, face.dtype) == ((48, 48, 1), np.float32)
+    assert (face.min(), face.max()) == (0, 1)
+    # Bit-equal to what the tutorials' ImageDataGenerator(rescale=1 / 255) gives.
+    keras_face = ImageDataGenerator(rescale=1 / 255).standardize(
+        GRAY[..., np.newaxis].astype(np.float32)
+    )
+    np.testing.assert_array_equal(face, keras_face)
+
+
+def test_other_image_size(tmp_path: Path) -> None:
+    path = write(tmp_path / "face.png", Image.fromarray(random_pixels(2, 64)))
+    np.testing.assert_array_equal(utils.read_pixels(path, 64), random_pixels(2, 64))
+
+
+def jpeg_bytes(tmp_path: Path) -> bytes:
+    """Return a whole JPEG file."""
+    return write(tmp_path / "whole.jpg", Image.fromarray(GRAY)).read_bytes()
+
+
+def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
+    jpeg = jpeg_bytes(tmp_path)
+    png = write(tmp_path / "whole.png", Image.fromarray(GRAY)).read_bytes()
+    contents = {
+        "text.jpg": (b"no image at all", "not an image"),
+        "empty.jpg": (b"", "empty file"),
+        "truncated.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "truncated.png": (png[: len(png) // 2], "truncated"),
+        "header.png": (png[:8] + struct.pack(">I", 13) + b"IHDR", ""),
+    }
+    for name, (content, reason) in contents.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(OSError) as error:
+            utils.read_pixels(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert reason in str(error.value).lower()
+        assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, reason in {
+        "folder.jpg": "not a file",
+        "pipe.jpg": "not a file",
+        "link.jpg": "no such file",
+        "missing.jpg": "no such file",
+    }.items():
+        with pytest.raises(OSError, match=f"{name}: {reason}"):
+            utils.read_pixels(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(GRAY.astype(np.float32)),
+        Image.fromarray(GRAY.astype(np.int32) * 100_000),
+        Image.fromarray(GRAY.astype(np.int32) - 100),
+    ],
+)
+def test_pixels_without_a_known_range_are_refused(
+    tmp_path: Path, image: Image.Image
+) -> None:
+    with pytest.raises(OSError, match="no defined range"):
+        utils.read_pixels(write(tmp_path / "face.tif", image))
+
+
+def test_list_files(tmp_path: Path) -> None:
+    names = ["b.png", "A.JPG", "deep/er/c", ".hidden.png", "Thumbs.db", "desktop.ini"]
+    for name in [*names, ".git/d.png", "deep/thumbs.DB"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [os.path.relpath(path, tmp_path) for path in utils.list_files(tmp_path)]
+    assert found == ["A.JPG", "b.png", "deep/er/c"]

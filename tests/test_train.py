@@ -1,0 +1,191 @@
+"""python train.py as users run it: what it prints, writes, and how it fails.
+
+The demo run's figures are compared with what predict.py says of the same images.
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import EMOTIONS, MODEL, ROOT
+from PIL import Image
+
+import train
+import utils
+
+
+def test_the_demo_data_are_learned(demo: dict) -> None:
+    result = demo["result"]
+    assert (result.returncode, result.stderr) == (0, "")
+    metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] >= 0.9
+    assert metrics["test"]["images"] == 60
+
+
+def test_stdout(demo: dict) -> None:
+    out = demo["result"].stdout
+    metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
+    accuracy = 100 * metrics["test"]["accuracy"]
+    assert f"Test accuracy {accuracy:.1f} % on all 60 images" in out
+    assert re.search(r"^angry +40 +10$", out, re.MULTILINE)
+    assert out.count("Epoch ") == 15
+    assert "\r" not in out and "\x1b" not in out  # nothing animated: no terminal
+    command = out.splitlines()[-1].removeprefix("Now try: python ").split()
+    assert command[0] == "predict.py"
+    assert Path(ROOT, command[2]).is_file()
+
+
+def test_files(demo: dict) -> None:
+    folder = demo["path"].parent
+    pictures = {
+        "class_distribution.png",
+        "confusion_matrix.png",
+        "example_images.png",
+        "learning_curves.png",
+    }
+    names = {path.name for path in folder.iterdir()} - {Path(MODEL).name}
+    assert names == pictures | {"demo.h5", "history.csv", "metrics.json"}
+    for name in names:
+        assert f"  models/{name}\n" in demo["result"].stdout
+    for name in pictures:
+        with Image.open(folder / name) as image:
+            assert min(image.size) >= 400
+            assert np.asarray(image.convert("L")).std() > 10
+    history = pd.read_csv(folder / "history.csv", index_col="epoch")
+    assert list(history.index) == list(range(1, 16))
+    assert history.notna().all(axis=None)
+
+
+def test_the_model_file_tells_about_itself(demo: dict) -> None:
+    with h5py.File(demo["path"]) as file:
+        keras_own = {"keras_version", "backend", "model_config"}
+        names = set(file.attrs) - keras_own
+        stored = {name: json.loads(file.attrs[name]) for name in names}
+    assert stored["class_names"] == EMOTIONS
+    assert (stored["image_size"], stored["color_mode"]) == (48, "grayscale")
+    assert stored["rescale"] == 1 / 255
+    assert stored["script"] == "train.py"
+    assert stored["arguments"]["epochs"] == 15
+    assert stored["arguments"]["model_path"] == "models/demo.h5"
+    assert stored["images"] == {"train": 240, "test": 60}
+    assert set(stored["versions"]) == {"python", "tensorflow", "keras", "numpy"}
+    metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
+    assert stored == metrics
+
+
+def test_predict_gives_the_same_figures(demo: dict, run: Callable) -> None:
+    result = run("predict.py", "--image", "data/demo/test", "--model", demo["path"])
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    right = sum(
+        Path(ln).parent.name == ln.split(": ")[1].split()[0].lower() for ln in lines
+    )
+    metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
+    assert len(lines) == 60
+    assert right / 60 == metrics["test"]["accuracy"]
+
+
+def run_main(tree: Path, *options: str) -> Path:
+    """Train a small network on a tree, in this process; return the model's folder."""
+    path = tree.parent / "models" / "small.h5"
+    words = [
+        "--filters",
+        "4",
+        "--dense-units",
+        "4",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+    ]
+    train.main(["--data-dir", str(tree), "--model-path", str(path), *words, *options])
+    return path.parent
+
+
+SMALL = ["--classes", "angry", "happy", "sad"]
+
+
+def test_leaked_and_bad_files_end_to_end(
+    tree: Path, capsys: pytest.CaptureFixture
+) -> None:
+    face = (tree / "train" / "sad" / "00.png").read_bytes()
+    (tree / "test" / "sad" / "leak.png").write_bytes(face)
+    (tree / "train" / "sad" / "broken.png").write_bytes(face[:700])
+    (tree / "train" / "disgust").mkdir()
+    metrics = json.loads((run_main(tree, *SMALL) / "metrics.json").read_text())
+    out = capsys.readouterr().out
+    assert metrics["images"] == {"train": 36, "test": 13}
+    assert (metrics["test"]["images"], metrics["leak_free"]["images"]) == (13, 12)
+    assert "left out, not among the classes: disgust" in out
+    assert re.search(r"left out: .*broken\.png: .*truncated", out, re.IGNORECASE)
+
+
+def test_validation_split_watches_train_and_tests_once(tree: Path) -> None:
+    folder = run_main(tree, *SMALL, "--validation-split", "0.25")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"] == {"train": 27, "validation": 9, "test": 12}
+
+
+def test_other_classes_in_their_order(tree: Path) -> None:
+    folder = run_main(tree, "--classes", "sad", "angry")
+    _, attributes = utils.load_model(folder / "small.h5")
+    assert attributes["class_names"] == ["sad", "angry"]
+
+
+def test_no_absolute_path_is_written(tree: Path) -> None:
+    folder = run_main(tree, *SMALL)
+    text = (folder / "metrics.json").read_text()
+    assert json.loads(text)["arguments"]["data_dir"] == tree.name
+    assert str(tree.parent) not in text
+    assert str(tree.parent).encode() not in (folder / "small.h5").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--epochs 0",
+        "--epochs many",
+        "--batch-size -1",
+        "--learning-rate nan",
+        "--validation-split 1",
+        "--filters 1 1 1 1 1 1",
+        "--classes happy happy",
+        "--classes happy",
+        "--model-path model.keras",
+        "--seed -1",
+        "--no-such-option",
+    ],
+)
+def test_wrong_usage_exits_with_2(options: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main(options.split())
+    assert stop.value.code == 2
+    assert options.split()[0] in capsys.readouterr().err
+
+
+def test_expected_failures_exit_with_1(tree: Path, run: Callable) -> None:
+    result = run("train.py", "--data-dir", tree)  # three of six classes
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"train.py: error: {tree}/train: no folder fear, neutral, surprise; "
+        "found instead: angry, happy, sad\n"
+    )
+
+
+def test_the_model_path_is_checked_before_training(tree: Path) -> None:
+    with pytest.raises(SystemExit, match=r"small\.h5: is a folder"):
+        (tree.parent / "models" / "small.h5").mkdir(parents=True)
+        run_main(tree, *SMALL)
+
+
+def test_help(run: Callable[..., subprocess.CompletedProcess]) -> None:
+    out = run("train.py", "--help").stdout
+    for option in vars(train.parse_args([])):
+        assert f"--{option.replace('_', '-')}" in out
+    assert "(default: 10)" in out
