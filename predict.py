@@ -90,6 +90,7 @@ def predict(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; an expected failure is one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are told by name
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be any bytes
     try:
         sys.exit(predict(parse_args(argv)))
     except UserError as error:

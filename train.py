@@ -42,8 +42,8 @@ with utils.quiet_stderr():
 CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
 FILTERS = [48, 96, 192, 384]  # a block each: twice as wide, half as large
 DENSE_UNITS = 256
-BATCH_SIZE = 64
-LEARNING_RATE = 0.05  # at its highest
+BATCH_SIZE = 32  # small, so that small data sets get enough steps, too
+LEARNING_RATE = 0.03  # at its highest
 WARMUP = 0.1  # part of all steps in which the learning rate rises from 0
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -157,23 +157,19 @@ def index_folder(
     index = pd.DataFrame(files, columns=["path", "emotion"])
     index["emotion"] = pd.Categorical(index.emotion, class_names)
     digests: list[int | str] = []
-    begin, progress = (
-        time.monotonic(),
-        keras.utils.Progbar(len(index), unit_name="file"),
-    )
+    begin, progress = time.monotonic(), keras.utils.Progbar(len(index))
     with ThreadPoolExecutor(WORKERS) as pool:
         for start in range(0, len(index), 1000):  # a few at once: memory stays flat
             digests += pool.map(digest, index.path[start : start + 1000])
             if sys.stdout.isatty() and time.monotonic() - begin > 2:
                 progress.update(len(digests))
     readable = [isinstance(digest, int) for digest in digests]
-    files_found = index.emotion.value_counts()
+    for name, images in index[readable].emotion.value_counts().items():
+        if images == 0:
+            others = sum(index.emotion == name)
+            raise UserError(f"{folder / name}: no image, {others} files of other kinds")
     index = index[readable].reset_index(drop=True)
     index["digest"] = np.array([d for d in digests if isinstance(d, int)], np.uint64)
-    for name, images in index.emotion.value_counts().items():
-        if images == 0:
-            place, files_there = folder / name, files_found[name]
-            raise UserError(f"{place}: no image, {files_there} files of other kinds")
     return index, [digest for digest in digests if isinstance(digest, str)]
 
 
@@ -193,8 +189,7 @@ def split_validation(
     parts = index[~index.digest.isin(chosen)], index[index.digest.isin(chosen)]
     if any(part.emotion.value_counts().min() == 0 for part in parts):
         raise UserError(
-            f"--validation-split {fraction:g}: too few images to hold out some, and to "
-            "keep some, of each emotion"
+            f"--validation-split {fraction:g}: too few images of an emotion"
         )
     return parts
 
@@ -208,17 +203,13 @@ def describe_data(
     table.loc["all"] = table.sum()
     table.loc["repeated"] = [part.digest.duplicated().sum() for part in parts.values()]
     table.loc["also in train"] = [
-        0 if name == "train" else part.digest.isin(parts["train"].digest).sum()
-        for name, part in parts.items()
+        part.in_train.sum() if name == "test" else 0 for name, part in parts.items()
     ]
     table.loc["left out"] = [len(unreadable.get(name, [])) for name in parts]
     print(f"\n{table.to_string()}\n")
     for name, lines in unreadable.items():
-        print(
-            *[f"left out: {line}" for line in lines[:5]],
-            sep="\n",
-            end="\n" * bool(lines),
-        )
+        for line in lines[:5]:
+            print(f"left out: {line}")
         if len(lines) > 5:
             print(f"left out: {len(lines) - 5} more in {name}")
 
@@ -425,8 +416,8 @@ def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> di
     }
 
 
-def evaluate(model_path: Path, test: pd.DataFrame, train: pd.DataFrame) -> dict:
-    """Measure a model file on all test images, and on those not also in train.
+def evaluate(model_path: Path, test: pd.DataFrame) -> dict:
+    """Measure a model file on all test images, and on those not in_train, too.
 
     Returns:
         utils.classification_metrics of both, named test and leak_free.
@@ -440,12 +431,12 @@ def evaluate(model_path: Path, test: pd.DataFrame, train: pd.DataFrame) -> dict:
     if errors := [result for result in results if isinstance(result, OSError)]:
         raise UserError(f"{errors[0]}; it was readable when training began")
     labels, predictions = test.emotion.cat.codes.to_numpy(), np.argmax(results, axis=1)
-    clean, count = ~test.digest.isin(train.digest).to_numpy(), len(results[0])
+    rows = {"test": np.full(len(test), True), "leak_free": ~test.in_train.to_numpy()}
     return {
-        "test": utils.classification_metrics(labels, predictions, count),
-        "leak_free": utils.classification_metrics(
-            labels[clean], predictions[clean], count
-        ),
+        name: utils.classification_metrics(
+            labels[row], predictions[row], len(results[0])
+        )
+        for name, row in rows.items()
     }
 
 
@@ -528,18 +519,23 @@ def plot_example_images(train: pd.DataFrame, seed: int) -> plt.Figure:
     return figure
 
 
-def train(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Index, fit, save, evaluate, report.
 
     Raises:
-        UserError: if the data do not serve, or a file cannot be written.
+        UserError: if the data do not serve, or the model file cannot be written.
     """
     begin, folder = time.monotonic(), args.model_path.parent
     if args.model_path.is_dir():
         raise UserError(f"{args.model_path}: is a folder; name a file to write")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
     parts, unreadable = {}, {}
     for name in ("train", "test"):
         parts[name], unreadable[name] = index_folder(args.data_dir / name, args.classes)
+    parts["test"]["in_train"] = parts["test"].digest.isin(parts["train"].digest)
     watched = "test"
     if args.validation_split:
         watched = "validation"
@@ -549,13 +545,16 @@ def train(args: argparse.Namespace) -> None:
     describe_data(parts, unreadable)
     model, history = fit(parts["train"], parts[watched], args)
 
-    run = describe_run(args, parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    utils.save_model(model, args.model_path, run)
-    metrics = evaluate(args.model_path, parts["test"], parts["train"])
+    attributes = describe_run(args, parts)
+    try:
+        utils.save_model(model, args.model_path, attributes)
+    except OSError as error:
+        raise UserError(f"{args.model_path}: cannot be written: {error}") from error
+    metrics = evaluate(args.model_path, parts["test"])
     utils.write_attributes(args.model_path, metrics)
     history.to_csv(folder / "history.csv")
-    (folder / "metrics.json").write_text(json.dumps(run | metrics, indent=2) + "\n")
+    report = json.dumps(attributes | metrics, indent=2)
+    (folder / "metrics.json").write_text(report + "\n")
     plt.switch_backend("Agg")
     figures = {
         "learning_curves.png": plot_learning_curves(history, watched),
@@ -579,8 +578,9 @@ def train(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; an expected failure is one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are listed by name
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be any bytes
     try:
-        train(parse_args(argv))
+        run(parse_args(argv))
     except UserError as error:
         sys.exit(f"train.py: error: {error}")
 

@@ -124,6 +124,7 @@ def test_the_table_counts_repeated_and_shared_images(
     for number in range(2):
         shutil.copy(source, tree / "test" / "happy" / f"leak{number}.png")
     parts = {n: train.index_folder(tree / n, CLASSES)[0] for n in ("train", "test")}
+    parts["test"]["in_train"] = parts["test"].digest.isin(parts["train"].digest)
     unreadable = {"train": [f"file{i}: not an image" for i in range(7)], "test": []}
     train.describe_data(parts, unreadable)
     out = capsys.readouterr().out
