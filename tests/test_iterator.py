@@ -27,7 +27,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 def training_iterator(index: pd.DataFrame, **options: int) -> train.FaceIterator:
     """Return an iterator as training uses it."""
     options = {"batch_size": 8, "seed": 5} | options
-    generator = ImageDataGenerator(**train.AUGMENTATION)
+    generator = ImageDataGenerator(horizontal_flip=True, **train.AUGMENTATION)
     return train.FaceIterator(index, generator, shuffle=True, **options)
 
 

@@ -32,7 +32,12 @@ def test_stdout(demo: dict) -> None:
     out = demo["result"].stdout
     metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
     accuracy = 100 * metrics["test"]["accuracy"]
-    assert f"Test accuracy {accuracy:.1f} % on all 60 images" in out
+    recall = 100 * metrics["test"]["macro_recall"]
+    for place in ("all", "not also in train"):
+        assert (
+            f"\nTest accuracy {accuracy:.1f} %, macro recall {recall:.1f} % "
+            f"(60 images, {place}; always angry: 16.7 %)\n"
+        ) in out
     assert re.search(r"^angry +40 +10$", out, re.MULTILINE)
     assert out.count("Epoch ") == 15
     assert "\r" not in out and "\x1b" not in out  # nothing animated: no terminal
@@ -111,19 +116,29 @@ def run_main(tree: Path, *options: str) -> Path:
 SMALL = ["--classes", "angry", "happy", "sad"]
 
 
-def test_leaked_and_bad_files_end_to_end(
+def test_a_tree_with_every_fault_trains(
     tree: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    face = (tree / "train" / "sad" / "00.png").read_bytes()
-    (tree / "test" / "sad" / "leak.png").write_bytes(face)
-    (tree / "train" / "sad" / "broken.png").write_bytes(face[:700])
+    folder = tree / "train" / "sad"
+    face = (folder / "00.png").read_bytes()
+    with Image.open(folder / "01.png") as image:
+        for name in ("upper.PNG", "upper.JPG", "face.bmp", "face.webp"):
+            image.save(folder / name)
+    bad = {"truncated.png": face[:700], "empty.jpg": b"", "text.txt": b"text"}
+    passed_over = {"Thumbs.db": b"", ".hidden.png": b""}
+    for name, content in (bad | passed_over).items():
+        (folder / name).write_bytes(content)
     (tree / "train" / "disgust").mkdir()
+    (tree / "train" / "disgust" / "00.png").write_bytes(face)
+    (tree / "test" / "sad" / "leak.png").write_bytes(face)
     metrics = json.loads((run_main(tree, *SMALL) / "metrics.json").read_text())
     out = capsys.readouterr().out
-    assert metrics["images"] == {"train": 36, "test": 13}
+    assert metrics["images"] == {"train": 36 + 4, "test": 13}
     assert (metrics["test"]["images"], metrics["leak_free"]["images"]) == (13, 12)
     assert "left out, not among the classes: disgust" in out
-    assert re.search(r"left out: .*broken\.png: .*truncated", out, re.IGNORECASE)
+    left_out = re.findall(r"^left out: (\S+): .+$", out, re.MULTILINE)
+    assert left_out == [str(folder / name) for name in sorted(bad)]
+    assert re.search(r"^left out +3 +0$", out, re.MULTILINE)
 
 
 def test_validation_split_watches_train_and_tests_once(tree: Path) -> None:
