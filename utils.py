@@ -114,9 +114,9 @@ def read_pixels(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
             upright = image
             with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
                 upright = ImageOps.exif_transpose(image)
+            gray, size = to_grayscale(upright), (image_size, image_size)
             # Lanczos takes out what is too fine for the new size before it scales down.
-            size, filter = (image_size, image_size), Image.Resampling.LANCZOS
-            return np.asarray(ImageOps.fit(to_grayscale(upright), size, filter))
+            return np.asarray(ImageOps.fit(gray, size, Image.Resampling.LANCZOS))
     except Image.UnidentifiedImageError as error:
         reason = "not an image" if os.path.getsize(path) else "empty file"
         raise OSError(f"{path}: {reason}") from error
