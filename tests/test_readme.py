@@ -1,0 +1,79 @@
+"""Every command that README shows, and that needs no download, runs as it stands.
+
+What it shows as output and as defaults is compared with what the code prints.
+"""
+
+import re
+import shlex
+from collections.abc import Callable
+
+import pytest
+from conftest import DEMO, ROOT
+
+import train
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """Return the commands of README's sh blocks, those that && joins one by one."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return re.split(r" && |\n", "\n".join(block.strip() for block in blocks))
+
+
+# These need real data or pictures; the demo fixture and CI run the last two.
+ELSEWHERE = {
+    "python train.py --epochs 15",
+    "python predict.py --image new_folder/new_image.jpg",
+    DEMO,
+    "python -m pytest -q",
+}
+
+
+def test_the_commands_that_run_elsewhere_are_in_readme() -> None:
+    assert set(commands()) >= ELSEWHERE
+
+
+def test_pip_commands_name_files_that_are_there() -> None:
+    installs = [command for command in commands() if command.startswith("pip")]
+    assert len(installs) == 2
+    for command in installs:
+        for name in re.findall(r"-r (\S+)", command):
+            assert (ROOT / name).is_file()
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if c[:4] != "pip " and c not in ELSEWHERE]
+)
+def test_command_runs(command: str, run: Callable) -> None:
+    result = run(*shlex.split(command)[1:])
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_session_at_the_top(run: Callable) -> None:
+    command, shown = re.search(
+        r"^```\n\$ (.*?)\n(.*?)^```", README, re.S | re.M
+    ).groups()
+    result = run(*shlex.split(command)[1:])
+    assert [line.split()[0] for line in result.stdout.splitlines() if line] == [
+        line.split()[0] for line in shown.splitlines() if line
+    ]
+
+
+def test_the_command_that_train_suggests_runs(demo: dict, run: Callable) -> None:
+    command = demo["result"].stdout.splitlines()[-1].partition("python ")[2]
+    assert run(*shlex.split(command)).returncode == 0
+
+
+def test_the_table_of_defaults() -> None:
+    rows = dict(re.findall(r"^\| `--([a-z-]+)` \| ([^|]*) \|", README, re.MULTILINE))
+    for name, default in vars(train.parse_args([])).items():
+        shown = rows[name.replace("_", "-")]
+        if name == "classes":
+            assert shown == "the six emotions"
+        elif isinstance(default, list):
+            assert shown == " ".join(map(str, default))
+        else:
+            assert shown == (
+                f"{default:g}" if isinstance(default, float) else str(default)
+            )
