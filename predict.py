@@ -8,6 +8,7 @@ each. Run train.py first, or use the model that is there.
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         nargs="+",
         required=True,
+        default=argparse.SUPPRESS,
         help="image files of one face each, or folders of them, searched recursively",
     )
     parser.add_argument(
@@ -49,7 +51,7 @@ def find_images(images: Sequence[Path]) -> list[str]:
     """
     paths = []
     for image in images:
-        if not image.exists():
+        if not os.path.exists(image):
             raise UserError(f"{image}: no such file or folder")
         found = list(utils.list_files(image)) if image.is_dir() else [str(image)]
         if not found:

@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -134,9 +135,14 @@ def index_folder(
     Raises:
         UserError: if a class has no folder or no image.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(NO_DATA.format(folder=folder))
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    try:
+        found = sorted(
+            e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."
+        )
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from error
     if missing := [name for name in class_names if name not in found]:
         raise UserError(
             f"{folder}: no folder {', '.join(missing)}; "
@@ -165,8 +171,8 @@ def index_folder(
     readable = [isinstance(digest, int) for digest in digests]
     for name, images in index[readable].emotion.value_counts().items():
         if images == 0:
-            others = sum(index.emotion == name)
-            raise UserError(f"{folder / name}: no image, {others} files of other kinds")
+            bad = sum(index.emotion == name)
+            raise UserError(f"{folder / name}: no image, {bad} files of other kinds")
     index = index[readable].reset_index(drop=True)
     index["digest"] = np.array([d for d in digests if isinstance(d, int)], np.uint64)
     return index, [digest for digest in digests if isinstance(digest, str)]
@@ -350,6 +356,9 @@ def fit(
     Returns:
         The network with the averaged weights of the last epoch, and the history: loss,
         accuracy, val_loss and val_accuracy of each epoch, counted from 1.
+
+    Raises:
+        UserError: if the loss becomes infinite or NaN.
     """
     keras.utils.set_random_seed(args.seed)
     strength = min(1, args.epochs * len(train) / FULL_REGULARIZATION)
@@ -381,10 +390,13 @@ def fit(
         callbacks=[
             keras.callbacks.SwapEMAWeights(),  # what is watched is what will be saved
             train_generator.follow_epochs(),
+            keras.callbacks.TerminateOnNaN(),
         ],
         shuffle=False,  # the iterator does; Keras would reorder the batches once more
         verbose=1 if sys.stdout.isatty() else 2,
     ).history
+    if not np.isfinite(history["loss"]).all():
+        raise UserError("the loss is no number any more; lower --learning-rate")
     epochs = pd.RangeIndex(1, args.epochs + 1, name="epoch")
     return model, pd.DataFrame(history, index=epochs)
 
@@ -448,6 +460,8 @@ def describe_metrics(metrics: dict, class_names: Sequence[str]) -> None:
     most = int(images.argmax())
     for name, place in {"test": "all", "leak_free": "not also in train"}.items():
         part = metrics[name]
+        if not part["images"]:
+            continue
         guess = sum(part["confusion_matrix"][most]) / max(part["images"], 1)
         print(
             f"Test accuracy {100 * part['accuracy']:.1f} %, macro recall "
@@ -463,7 +477,7 @@ def plot_learning_curves(history: pd.DataFrame, watched: str) -> plt.Figure:
         sns.lineplot(history[metric], ax=axis, marker="o", label="train, augmented")
         sns.lineplot(history[f"val_{metric}"], ax=axis, marker="o", label=watched)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set(title="Loss", ylabel="cross-entropy (nats)")
+    axes[0].set(title="Loss", ylabel="cross-entropy, smoothed labels (nats)")
     axes[1].set(title="Accuracy", ylabel="images classified right")
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     return figure
@@ -526,15 +540,9 @@ def run(args: argparse.Namespace) -> None:
     """Index, fit, save, evaluate, report.
 
     Raises:
-        UserError: if the data do not serve, or the model file cannot be written.
+        UserError: if the data do not serve, or a file cannot be written.
     """
     begin, folder = time.monotonic(), args.model_path.parent
-    if args.model_path.is_dir():
-        raise UserError(f"{args.model_path}: is a folder; name a file to write")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
     parts, unreadable = {}, {}
     for name in ("train", "test"):
         parts[name], unreadable[name] = index_folder(args.data_dir / name, args.classes)
@@ -546,27 +554,37 @@ def run(args: argparse.Namespace) -> None:
             parts["train"], args.validation_split, args.seed
         )
     describe_data(parts, unreadable)
+    try:  # before hours are spent
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+    if args.model_path.is_dir():
+        raise UserError(f"{args.model_path}: is a folder; name a file to write")
     model, history = fit(parts["train"], parts[watched], args)
 
     attributes = describe_run(args, parts)
+    plt.switch_backend("Agg")
+    plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
     try:
         utils.save_model(model, args.model_path, attributes)
+        metrics = evaluate(args.model_path, parts["test"])
+        utils.write_attributes(args.model_path, metrics)
+        history.to_csv(folder / "history.csv")
+        report = json.dumps(attributes | metrics, indent=2)
+        (folder / "metrics.json").write_text(report + "\n")
+        figures = {
+            "learning_curves.png": plot_learning_curves(history, watched),
+            "confusion_matrix.png": plot_confusion_matrix(
+                metrics["test"], args.classes
+            ),
+            "class_distribution.png": plot_class_distribution(parts),
+            "example_images.png": plot_example_images(parts["train"], args.seed),
+        }
+        for name, figure in figures.items():
+            figure.savefig(folder / name, dpi=120)
     except OSError as error:
-        raise UserError(f"{args.model_path}: cannot be written: {error}") from error
-    metrics = evaluate(args.model_path, parts["test"])
-    utils.write_attributes(args.model_path, metrics)
-    history.to_csv(folder / "history.csv")
-    report = json.dumps(attributes | metrics, indent=2)
-    (folder / "metrics.json").write_text(report + "\n")
-    plt.switch_backend("Agg")
-    figures = {
-        "learning_curves.png": plot_learning_curves(history, watched),
-        "confusion_matrix.png": plot_confusion_matrix(metrics["test"], args.classes),
-        "class_distribution.png": plot_class_distribution(parts),
-        "example_images.png": plot_example_images(parts["train"], args.seed),
-    }
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=120)
+        raise UserError(f"{folder}: cannot write there: {error}") from error
 
     describe_metrics(metrics, args.classes)
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Written:")

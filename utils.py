@@ -62,10 +62,17 @@ def quiet_stderr() -> Iterator[None]:
 def list_files(folder: Path) -> Iterator[str]:
     """Yield the path of every file below a folder, in a fixed order.
 
-    Hidden files and folders, Thumbs.db and desktop.ini are passed over. Endings do not
-    matter: what is an image, its content decides.
+    Hidden files and folders, Thumbs.db and desktop.ini are passed over, links to
+    folders not followed. Endings do not matter: what is an image, its content decides.
+
+    Raises:
+        UserError: if a folder cannot be read.
     """
-    for parent, subfolders, names in os.walk(folder):
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}")
+
+    for parent, subfolders, names in os.walk(folder, onerror=fail):
         subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
         for name in sorted(names):
             if name[0] != "." and name.lower() not in PASSED_OVER:
@@ -78,7 +85,7 @@ def to_grayscale(image: Image.Image) -> Image.Image:
     Transparent pixels are laid on white, 16-bit values are scaled to 8 bits.
 
     Raises:
-        ValueError: for floating-point or 32-bit pixels, whose range is not defined.
+        ValueError: for pixels of no defined range: floats, integers beyond 16 bits.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -231,7 +238,7 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
     Raises:
         UserError: if there is no such file, or it is not one that train.py wrote.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no model file there; train one with: python train.py")
     with quiet_stderr():
         import h5py
@@ -246,15 +253,17 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
             raise ValueError(f"it holds no {', '.join(missing)}")
         if (attributes["color_mode"], attributes["rescale"]) != ("grayscale", RESCALE):
             raise ValueError("it was trained on other than grayscale pixels in [0, 1]")
-        model = keras.saving.load_model(path, compile=False)
         image_size, class_names = attributes["image_size"], attributes["class_names"]
+        if not all(isinstance(name, str) for name in class_names):
+            raise ValueError(f"its class names are {class_names}")
+        model = keras.saving.load_model(path, compile=False)
         if model.input_shape != (None, image_size, image_size, 1):
             raise ValueError(
                 f"its input is {model.input_shape}, not {image_size}x{image_size}"
             )
         if model.output_shape != (None, len(class_names)):
             raise ValueError(f"its outputs do not fit its {len(class_names)} classes")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path}: not a model file that train.py wrote: {error}"
         ) from error

@@ -71,16 +71,54 @@ def test_same_seed_same_weights(tree: Path) -> None:
     assert not np.array_equal(first.get_weights()[0], other.get_weights()[0])
 
 
-def test_history_and_averaged_weights(tree: Path) -> None:
-    model, history = fit(tree)
+def test_optimizer_and_loss(model: keras.Model) -> None:
+    train.compile_model(model, learning_rate=0.2, steps=1000, momentum=0.75)
+    config = model.optimizer.get_config()
+    assert isinstance(model.optimizer, keras.optimizers.SGD) and config["nesterov"]
+    assert (config["momentum"], config["weight_decay"]) == (0.9, train.WEIGHT_DECAY)
+    assert model.loss.label_smoothing == train.LABEL_SMOOTHING
+    model.optimizer.build(model.trainable_variables)
+    decayed = {
+        v.name
+        for v in model.trainable_variables
+        if model.optimizer._use_weight_decay(v)
+    }
+    assert decayed == {"kernel"}
+
+
+def test_weights_are_averaged(model: keras.Model) -> None:
+    train.compile_model(model, learning_rate=0.1, steps=10, momentum=0.75)
+    faces, labels = np.random.rand(6, 48, 48, 1), np.eye(3)[[0, 1, 2, 0, 1, 2]]
+    average = None
+    for _ in range(5):
+        model.train_on_batch(faces, labels)
+        now = model.trainable_variables[0].numpy()
+        average = now if average is None else 0.75 * average + 0.25 * now
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    kernel = model.trainable_variables[0].numpy()
+    np.testing.assert_allclose(kernel, average, rtol=1e-5, atol=1e-7)
+    assert np.abs(kernel - now).max() > 1e-4
+
+
+def test_what_is_watched_is_what_is_left(tree: Path) -> None:
+    # 72 steps: long enough that averaged weights differ from the last ones.
+    model, history = fit(tree, "--epochs", "4", "--batch-size", "2")
     assert list(history.columns) == ["accuracy", "loss", "val_accuracy", "val_loss"]
-    assert (history.index.name, list(history.index)) == ("epoch", [1, 2])
-    # The weights that are left are those that the last epoch was watched with.
+    assert (history.index.name, list(history.index)) == ("epoch", [1, 2, 3, 4])
     test = train.index_folder(tree / "test", CLASSES)[0]
     faces = np.stack([utils.read_face(path) for path in test.path])
-    predictions = model.predict_on_batch(faces).argmax(axis=1)
-    accuracy = (predictions == test.emotion.cat.codes).mean()
-    assert accuracy == pytest.approx(history.val_accuracy[2])
+    probabilities = model.predict_on_batch(faces)
+    labels = np.eye(3)[test.emotion.cat.codes]
+    smoothed = 0.9 * labels + 0.1 / 3
+    loss = -(smoothed * np.log(probabilities)).sum(axis=1).mean()
+    assert loss == pytest.approx(history.val_loss[4], rel=1e-5)
+    accuracy = (probabilities.argmax(axis=1) == test.emotion.cat.codes).mean()
+    assert accuracy == pytest.approx(history.val_accuracy[4])
+
+
+def test_a_diverging_run_is_stopped(tree: Path) -> None:
+    with pytest.raises(UserError, match="lower --learning-rate"):
+        fit(tree, "--learning-rate", "1000", "--epochs", "20")
 
 
 def test_short_runs_are_regularized_less(tree: Path) -> None:
@@ -136,7 +174,11 @@ def break_file(path: Path, fault: str) -> None:
         path.write_bytes(path.read_bytes()[:5000])
     else:
         with h5py.File(path, "r+") as file:
-            if fault == "no class names":
+            if fault == "no weights":
+                del file["model_weights"]
+            elif fault == "class numbers":
+                file.attrs["class_names"] = "[1, 2, 3]"
+            elif fault == "no class names":
                 del file.attrs["class_names"]
             elif fault == "other classes":
                 file.attrs["class_names"] = json.dumps(["angry", "happy"])
@@ -158,6 +200,8 @@ def break_file(path: Path, fault: str) -> None:
         ("other size", "not 64x64"),
         ("other scale", "other than grayscale pixels in"),
         ("no JSON", ""),
+        ("no weights", ""),
+        ("class numbers", "its class names are [1, 2, 3]"),
     ],
 )
 def test_unfit_model_files(

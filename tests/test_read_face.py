@@ -76,9 +76,15 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     }.items():
         pixels = utils.read_pixels(write(tmp_path / name, image))
         np.testing.assert_array_equal(pixels, expected)
-    palette = Image.fromarray(GRAY).convert("P")
-    path = write(tmp_path / "palette.png", palette, transparency=int(GRAY[0, 0]))
-    expected = np.where(GRAY[0, 0] == GRAY, 255, GRAY)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_is_white(tmp_path: Path, mode: str) -> None:
+    colour = (40, 40, 40) if mode == "RGB" else 40
+    image = Image.fromarray(GRAY).convert(mode)
+    path = write(tmp_path / "face.png", image, transparency=colour)
+    expected = np.where(GRAY == 40, 255, GRAY)
+    assert (expected != GRAY).any()
     np.testing.assert_array_equal(utils.read_pixels(path), expected)
 
 

@@ -141,7 +141,25 @@ def test_a_tree_with_every_fault_trains(
     assert re.search(r"^left out +3 +0$", out, re.MULTILINE)
 
 
-def test_validation_split_watches_train_and_tests_once(tree: Path) -> None:
+@pytest.mark.parametrize(("split", "watched"), [("0", "test"), ("0.25", "train")])
+def test_what_is_watched(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, split: str, watched: str
+) -> None:
+    parts = []
+
+    def fit(*arguments: object) -> None:
+        parts.extend(arguments[:2])
+        raise utils.UserError("enough")
+
+    monkeypatch.setattr(train, "fit", fit)
+    with pytest.raises(SystemExit, match="enough"):
+        run_main(tree, *SMALL, "--validation-split", split)
+    assert {Path(path).parts[-3] for path in parts[0].path} == {"train"}
+    assert {Path(path).parts[-3] for path in parts[1].path} == {watched}
+    assert set(parts[0].path).isdisjoint(parts[1].path)
+
+
+def test_validation_part_end_to_end(tree: Path) -> None:
     folder = run_main(tree, *SMALL, "--validation-split", "0.25")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"] == {"train": 27, "validation": 9, "test": 12}
@@ -193,10 +211,24 @@ def test_expected_failures_exit_with_1(tree: Path, run: Callable) -> None:
     )
 
 
-def test_the_model_path_is_checked_before_training(tree: Path) -> None:
-    with pytest.raises(SystemExit, match=r"small\.h5: is a folder"):
-        (tree.parent / "models" / "small.h5").mkdir(parents=True)
+@pytest.mark.parametrize("place", ["models/small.h5", "models"])
+def test_where_it_writes_is_checked_before_training(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(train, "fit", None)
+    if place == "models":
+        (tree.parent / place).touch()  # a file where a folder should be
+    else:
+        (tree.parent / place).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=rf"^train\.py: error: .*{place}: "):
         run_main(tree, *SMALL)
+
+
+def test_class_names_may_look_like_formulas(tree: Path) -> None:
+    for part in ("train", "test"):
+        (tree / part / "sad").rename(tree / part / r"s$\a$d")
+    folder = run_main(tree, "--classes", "angry", r"s$\a$d")
+    assert (folder / "confusion_matrix.png").is_file()
 
 
 def test_help(run: Callable[..., subprocess.CompletedProcess]) -> None:
