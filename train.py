@@ -71,9 +71,9 @@ or try the drawn faces that are here already:
 
 
 def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
-    """Return a parser of numbers in [low, high], for argparse."""
+    """Return a parser of numbers in [low, high]."""
 
-    def number(text: str) -> Any:
+    def number(text: str) -> Any:  # argparse puts its name into messages
         value = kind(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text} is not in [{low:g}, {high:g}]")
@@ -99,7 +99,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data-dir", type=Path, default=Path("data"), help=text)
     text = "the .h5 file to write; figures and plots go beside it"
     add("--model-path", type=Path, default=utils.MODEL_PATH, help=text)
-    text = "same seed, same batches and weights"
+    text = "same seed, same batches; on one CPU also the same weights"
     add("--seed", type=number(int, 0, 2**32 - 1), default=1, help=text)
     text = "width of each block of two convolutions; each block halves the image"
     add("--filters", type=count, nargs="+", default=FILTERS, help=text)
@@ -403,12 +403,10 @@ def fit(
 
 def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> dict:
     """Collect what the model file tells about itself; no absolute paths."""
-    arguments = {
-        name: (value.name if value.is_absolute() else value.as_posix())
-        if isinstance(value, Path)
-        else value
-        for name, value in vars(args).items()
-    }
+    arguments = vars(args).copy()
+    for name in ("data_dir", "model_path"):
+        path = arguments[name]
+        arguments[name] = path.name if path.is_absolute() else path.as_posix()
     return {
         "class_names": args.classes,
         "image_size": IMAGE_SIZE,
@@ -418,12 +416,8 @@ def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> di
         "arguments": arguments,
         "seed": args.seed,
         "images": {name: len(part) for name, part in parts.items()},
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": {"python": platform.python_version()}
+        | {module.__name__: module.__version__ for module in (tf, keras, np)},
     }
 
 
@@ -441,13 +435,12 @@ def evaluate(model_path: Path, test: pd.DataFrame) -> dict:
     results = list(utils.predict_files(model, paths, attributes["image_size"]))
     if errors := [result for result in results if isinstance(result, OSError)]:
         raise UserError(f"{errors[0]}; it was readable when training began")
-    labels, predictions = test.emotion.cat.codes.to_numpy(), np.argmax(results, axis=1)
-    rows = {"test": np.full(len(test), True), "leak_free": ~test.in_train.to_numpy()}
+    labels, answers = test.emotion.cat.codes.to_numpy(), np.argmax(results, axis=1)
+    clean, count = ~test.in_train.to_numpy(), len(results[0])
+    measure = utils.classification_metrics
     return {
-        name: utils.classification_metrics(
-            labels[row], predictions[row], len(results[0])
-        )
-        for name, row in rows.items()
+        "test": measure(labels, answers, count),
+        "leak_free": measure(labels[clean], answers[clean], count),
     }
 
 
@@ -520,10 +513,8 @@ def plot_class_distribution(parts: dict[str, pd.DataFrame]) -> plt.Figure:
 def plot_example_images(train: pd.DataFrame, seed: int) -> plt.Figure:
     """Draw up to eight training faces of each class, at random."""
     emotions, columns = train.emotion.cat.categories, 8
-    size = (columns + 1, len(emotions) + 0.5)
-    figure, axes = plt.subplots(
-        len(emotions), columns, figsize=size, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(emotions), columns, layout="constrained")
+    figure.set_size_inches(columns + 1, len(emotions) + 0.5)
     figure.suptitle("Training images, before augmentation")
     for row, emotion in zip(axes, emotions, strict=True):
         faces = train.path[train.emotion == emotion]
