@@ -122,6 +122,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def list_folders(folder: Path) -> list[str]:
+    """Return the names of a folder's own folders, sorted, without hidden ones.
+
+    Raises:
+        UserError: if there is no such folder, or it cannot be read.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(NO_DATA.format(folder=folder))
+    try:
+        found = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from error
+    return sorted(name for name in found if name[0] != ".")
+
+
 def index_folder(
     folder: Path, class_names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
@@ -135,21 +150,12 @@ def index_folder(
     Raises:
         UserError: if a class has no folder or no image.
     """
-    if not os.path.isdir(folder):
-        raise UserError(NO_DATA.format(folder=folder))
-    try:
-        found = sorted(
-            e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."
-        )
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}") from error
+    found = list_folders(folder)
     if missing := [name for name in class_names if name not in found]:
         raise UserError(
             f"{folder}: no folder {', '.join(missing)}; "
             f"found instead: {', '.join(found) or 'nothing'}"
         )
-    if others := [name for name in found if name not in class_names]:
-        print(f"{folder}: left out, not among the classes: {', '.join(others)}")
 
     def digest(path: str) -> int | str:
         try:
@@ -534,9 +540,13 @@ def run(args: argparse.Namespace) -> None:
         UserError: if the data do not serve, or a file cannot be written.
     """
     begin, folder = time.monotonic(), args.model_path.parent
-    parts, unreadable = {}, {}
+    parts, unreadable, others = {}, {}, set()
     for name in ("train", "test"):
-        parts[name], unreadable[name] = index_folder(args.data_dir / name, args.classes)
+        part_folder = args.data_dir / name
+        parts[name], unreadable[name] = index_folder(part_folder, args.classes)
+        others.update(set(list_folders(part_folder)) - set(args.classes))
+    if others:
+        print(f"left out, not among the classes: {', '.join(sorted(others))}")
     parts["test"]["in_train"] = parts["test"].digest.isin(parts["train"].digest)
     watched = "test"
     if args.validation_split:

@@ -128,14 +128,16 @@ def test_a_tree_with_every_fault_trains(
     passed_over = {"Thumbs.db": b"", ".hidden.png": b""}
     for name, content in (bad | passed_over).items():
         (folder / name).write_bytes(content)
-    (tree / "train" / "disgust").mkdir()
-    (tree / "train" / "disgust" / "00.png").write_bytes(face)
+    for part in ("train", "test"):
+        (tree / part / "disgust").mkdir()
+        (tree / part / "disgust" / "00.png").write_bytes(face)
     (tree / "test" / "sad" / "leak.png").write_bytes(face)
     metrics = json.loads((run_main(tree, *SMALL) / "metrics.json").read_text())
     out = capsys.readouterr().out
     assert metrics["images"] == {"train": 36 + 4, "test": 13}
     assert (metrics["test"]["images"], metrics["leak_free"]["images"]) == (13, 12)
-    assert "left out, not among the classes: disgust" in out
+    assert "left out, not among the classes: disgust\n" in out
+    assert out.count("disgust") == 1
     left_out = re.findall(r"^left out: (\S+): .+$", out, re.MULTILINE)
     assert left_out == [str(folder / name) for name in sorted(bad)]
     assert re.search(r"^left out +3 +0$", out, re.MULTILINE)
