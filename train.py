@@ -31,7 +31,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 import utils
 from utils import IMAGE_SIZE, RESCALE, UserError
 
-with utils.quiet_stderr():
+with utils.starting_tensorflow():
     import keras
     import tensorflow as tf
 

@@ -42,11 +42,14 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Silence the start-up lines that TensorFlow's C++ part writes straight to stderr.
+def starting_tensorflow() -> Iterator[None]:
+    """Set TensorFlow up for its first import, and silence its start-up lines.
 
-    No log level reaches them. Python's own errors still come through as exceptions.
+    Its C++ part writes them straight to stderr, where no log level reaches them.
+    Python's own errors still come through as exceptions.
     """
+    # TensorFlow leaves oneDNN's faster kernels off on processors without AVX-512 VNNI.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -97,6 +100,8 @@ def to_grayscale(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("L")
+    if image.mode == "L":
+        return image
     return image.convert("RGB").convert("L")  # RGB first: CMYK and others know only it
 
 
@@ -118,10 +123,9 @@ def read_pixels(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
             raise OSError("no such file" if not os.path.exists(path) else "not a file")
         with Image.open(path) as image:
             image.load()
-            upright = image
             with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
-                upright = ImageOps.exif_transpose(image)
-            gray, size = to_grayscale(upright), (image_size, image_size)
+                ImageOps.exif_transpose(image, in_place=True)
+            gray, size = to_grayscale(image), (image_size, image_size)
             # Lanczos takes out what is too fine for the new size before it scales down.
             return np.asarray(ImageOps.fit(gray, size, Image.Resampling.LANCZOS))
     except Image.UnidentifiedImageError as error:
@@ -240,7 +244,7 @@ def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no model file there; train one with: python train.py")
-    with quiet_stderr():
+    with starting_tensorflow():
         import h5py
         import keras
     wanted = "class_names", "image_size", "color_mode", "rescale"

@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import utils
+
+with utils.starting_tensorflow():  # first of all, as the commands do
+    import keras  # noqa: F401
+
 ROOT = Path(__file__).parent.parent
 MODEL = "models/face_classification_model.h5"
 DEMO = "python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5"
