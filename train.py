@@ -1,10 +1,12 @@
 """Train a convolutional network that tells facial expressions apart.
 
     python train.py --epochs 15
+    python train.py --epochs 15 --resume
     python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5
 
 It reads data/train/<emotion>/ and data/test/<emotion>/ and writes the model file that
-predict.py loads, with its figures and plots beside it.
+predict.py loads, with its figures and plots beside it. Each epoch leaves a checkpoint
+there, from which --resume goes on.
 """
 
 import argparse
@@ -13,10 +15,13 @@ import json
 import os
 import platform
 import shlex
+import shutil
+import signal
 import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +66,9 @@ AUGMENTATION = {  # besides mirroring
 # short run has more to learn than to forget. Full at 400,000, 15 epochs of FER2013.
 FULL_REGULARIZATION = 400_000
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read and transform
+STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
+PRECISIONS = ["float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
+CPU_INFO = Path("/proc/cpuinfo")
 
 NO_DATA = """{folder}: no such folder. Get FER2013 with one of
   pip install kaggle && kaggle datasets download msambare/fer2013 --path data --unzip
@@ -110,6 +118,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "part of train/ to hold out and watch in place of test/"
     fraction = number(float, 0, 0.9)
     add("--validation-split", type=fraction, default=0.0, help=text)
+    text = "what to calculate in; auto: the fastest that the machine has hardware for"
+    add("--precision", choices=["auto", *PRECISIONS], default="auto", help=text)
+    group = parser.add_mutually_exclusive_group()
+    text = "go on with the unfinished training of this model path"
+    group.add_argument("--resume", action="store_true", help=text)
+    text = "throw the unfinished training of this model path away"
+    group.add_argument("--restart", action="store_true", help=text)
     args = parser.parse_args(argv)
     if args.model_path.suffix != ".h5":
         parser.error(f"--model-path must end in .h5: {args.model_path}")
@@ -283,6 +298,44 @@ class FaceIterator(Iterator):
         """Change nothing: Keras calls this once too often to count epochs by it."""
 
 
+def choose_precision() -> str:
+    """Name the Keras policy that is fastest on this machine's own hardware.
+
+    GPUs calculate in bfloat16 from compute capability 8.0 on, in float16 from 7.0 on.
+    Processors without bfloat16 instructions imitate it, slower than float32.
+    """
+    if gpus := tf.config.list_physical_devices("GPU"):
+        details = map(tf.config.experimental.get_device_details, gpus)
+        oldest = min(detail.get("compute_capability", (0, 0)) for detail in details)
+        if oldest >= (8, 0):
+            return "mixed_bfloat16"
+        return "mixed_float16" if oldest >= (7, 0) else "float32"
+    flags = set(CPU_INFO.read_text().split()) if CPU_INFO.exists() else set()
+    return "mixed_bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization that trains in one kernel, in the precision of its input.
+
+    Keras' own is a dozen operations in float32, which cost time at each pixel. Both
+    compute the same, but for the moving variance, which is the unbiased one here.
+    """
+
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: None = None
+    ) -> tf.Tensor:
+        """Normalize inputs of shape (n, height, width, channels)."""
+        if not training:
+            return super().call(inputs, training=training, mask=mask)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs, self.gamma.value, self.beta.value, epsilon=self.epsilon
+        )
+        kept, new = self.momentum, 1 - self.momentum
+        self.moving_mean.assign(kept * self.moving_mean + new * mean)
+        self.moving_variance.assign(kept * self.moving_variance + new * variance)
+        return outputs
+
+
 def build_model(
     input_shape: tuple[int, int, int],
     num_classes: int,
@@ -302,10 +355,10 @@ def build_model(
         [
             layers.Conv2D(width, 3, **conv),
             layers.MaxPooling2D(),
-            layers.BatchNormalization(momentum=momentum),
+            FusedBatchNormalization(momentum=momentum),
             layers.ReLU(),
             layers.Conv2D(width, 3, **conv),
-            layers.BatchNormalization(momentum=momentum),
+            FusedBatchNormalization(momentum=momentum),
             layers.ReLU(),
         ]
         for width in filters
@@ -320,10 +373,23 @@ def build_model(
             layers.BatchNormalization(momentum=momentum),
             layers.ReLU(),
             layers.Dropout(dropout),
-            layers.Dense(num_classes, activation="softmax"),
+            layers.Dense(num_classes, activation="softmax", dtype="float32"),
         ],
         name="face_classifier",
     )
+
+
+def to_float32(model: keras.Model) -> keras.Model:
+    """Copy a network into Keras' own layers in float32, as the model file holds it."""
+
+    def plain(layer: keras.Layer) -> keras.Layer:
+        fused = isinstance(layer, FusedBatchNormalization)
+        kind = keras.layers.BatchNormalization if fused else type(layer)
+        return kind.from_config(layer.get_config() | {"dtype": "float32"})
+
+    copy = keras.models.clone_model(model, clone_function=plain)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def compile_model(
@@ -351,7 +417,164 @@ def compile_model(
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    # Keras 3.15 cannot run several steps in one execution on several devices.
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    model.compile(
+        optimizer,
+        loss,
+        metrics=["accuracy"],
+        steps_per_execution=STEPS_PER_EXECUTION if devices == 1 else 1,
+    )
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keep after each epoch all that a run needs to go on, in one file.
+
+    Keras' own BackupAndRestore writes several, and a kill may come between them.
+    Settings are what a resumed run must have in common with the one that began.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.path, self.settings = path, settings
+        self.history: list[dict[str, float]] = []  # a row an epoch
+        self.state: list[np.ndarray] = []
+
+    def load(self) -> None:
+        """Read the file that an unfinished run left.
+
+        Raises:
+            UserError: if it cannot be read, or other settings began it.
+        """
+        about, self.state = read_checkpoint(self.path)
+        self.history, begun = about["history"], about["settings"]
+        differences = [
+            "other images"
+            if name == "images"
+            else f"--{name.replace('_', '-')} {begun.get(name)}, not {value}"
+            for name, value in self.settings.items()
+            if begun.get(name) != value
+        ]
+        if differences:
+            raise UserError(
+                f"{self.path}: begun with {'; '.join(differences)}. "
+                "Use the same settings, or throw it away: --restart"
+            )
+
+    def variables(self) -> list[keras.Variable]:
+        """List all that changes in training: weights, statistics, optimizer, seeds."""
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Put the state that was loaded into the network and its optimizer."""
+        if not self.state:
+            return
+        self.model.optimizer.build(self.model.trainable_variables)
+        variables = self.variables()
+        if [v.shape for v in variables] != [value.shape for value in self.state]:
+            raise UserError(
+                f"{self.path}: begun with another network. Throw it away: --restart"
+            )
+        for variable, value in zip(variables, self.state, strict=True):
+            variable.assign(value)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        """Write the file anew.
+
+        Raises:
+            UserError: if the loss is infinite or NaN, or the file cannot be written.
+        """
+        if not np.isfinite(list(logs.values())).all():
+            raise UserError(
+                f"epoch {epoch + 1}: the loss is no number any more; lower "
+                f"--learning-rate ({self.settings['learning_rate']:g}) and begin anew: "
+                "--restart"
+            )
+        self.history.append({name: float(value) for name, value in logs.items()})
+        about = {"settings": self.settings, "history": self.history}
+        values = map(keras.ops.convert_to_numpy, self.variables())
+        arrays = {str(i): value for i, value in enumerate(values)}
+        try:
+            with utils.replacing(self.path) as new:
+                np.savez(new, about=json.dumps(about), **arrays)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write there: {error}") from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Read a checkpoint: what it tells (settings, history), and every variable.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with np.load(path) as file:
+            about = json.loads(str(file["about"]))
+            return about, [file[str(i)] for i in range(len(file.files) - 1)]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: not a checkpoint: {error}. Throw it away: --restart"
+        ) from error
+
+
+def checkpoint_path(model_path: Path) -> Path:
+    """Name the checkpoint of a model."""
+    return model_path.with_suffix(".checkpoint.npz")
+
+
+def describe_settings(
+    args: argparse.Namespace, train: pd.DataFrame, watched: pd.DataFrame
+) -> dict[str, Any]:
+    """Collect what a resumed run must have in common with the one that began."""
+    apart = "data_dir", "model_path", "resume", "restart"
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (train, watched):
+        digest.update(part.emotion.cat.codes.to_numpy())
+        digest.update(part.digest.to_numpy())
+    settings = {name: value for name, value in vars(args).items() if name not in apart}
+    return settings | {"images": digest.hexdigest()}
+
+
+def make_generators(
+    train: pd.DataFrame, watched: pd.DataFrame, args: argparse.Namespace
+) -> tuple[FaceIterator, FaceIterator]:
+    """Stream the part to train on augmented, the watched one as it is."""
+    strength = regularization(args, train)
+    ranges = {name: value * strength for name, value in AUGMENTATION.items()}
+    augmented = ImageDataGenerator(horizontal_flip=True, **ranges)
+    plain = ImageDataGenerator()
+    return (
+        FaceIterator(train, augmented, args.batch_size, True, args.seed),
+        FaceIterator(watched, plain, args.batch_size, False, args.seed),
+    )
+
+
+def regularization(args: argparse.Namespace, train: pd.DataFrame) -> float:
+    """Return the part of dropout and augmentation that a run of this length gets."""
+    return min(1, args.epochs * len(train) / FULL_REGULARIZATION)
+
+
+def make_model(
+    args: argparse.Namespace, steps: int, regularization: float
+) -> keras.Model:
+    """Build and compile the network for a training of so many steps, on all GPUs."""
+    keras.utils.set_random_seed(args.seed)
+    momentum = max(0, 1 - 1 / (AVERAGED * steps))  # 0.99 averages the last 100 steps
+    several = len(tf.config.list_logical_devices("GPU")) > 1
+    strategy = tf.distribute.MirroredStrategy if several else tf.distribute.get_strategy
+    with strategy().scope():
+        keras.config.set_dtype_policy(args.precision)
+        model = build_model(
+            (IMAGE_SIZE, IMAGE_SIZE, 1),
+            len(args.classes),
+            args.filters,
+            args.dense_units,
+            dropout=DROPOUT * regularization,
+            momentum=min(0.99, momentum),
+        )
+        keras.config.set_dtype_policy("float32")
+        compile_model(model, args.learning_rate, steps, momentum)
+    return model
 
 
 def fit(
@@ -360,51 +583,45 @@ def fit(
     """Train a new network, watching another part's images after each epoch.
 
     Returns:
-        The network with the averaged weights of the last epoch, and the history: loss,
-        accuracy, val_loss and val_accuracy of each epoch, counted from 1.
+        The network with the averaged weights of the last epoch, in float32, and the
+        history: loss, accuracy, val_loss and val_accuracy of each epoch, from 1 on.
 
     Raises:
-        UserError: if the loss becomes infinite or NaN.
+        UserError: if the loss becomes infinite or NaN, the checkpoint cannot be
+            written, or the one to resume does not fit.
     """
-    keras.utils.set_random_seed(args.seed)
-    strength = min(1, args.epochs * len(train) / FULL_REGULARIZATION)
-    ranges = {name: value * strength for name, value in AUGMENTATION.items()}
-    augmented = ImageDataGenerator(horizontal_flip=True, **ranges)
-    plain = ImageDataGenerator()
-    train_generator = FaceIterator(train, augmented, args.batch_size, True, args.seed)
-    validation_generator = FaceIterator(
-        watched, plain, args.batch_size, False, args.seed
-    )
+    path = checkpoint_path(args.model_path)
+    checkpoint = Checkpoint(path, describe_settings(args, train, watched))
+    if args.resume:
+        checkpoint.load()
+        print(f"Resumed after epoch {len(checkpoint.history)} of {args.epochs}.")
+    else:
+        path.unlink(missing_ok=True)
+    train_generator, validation_generator = make_generators(train, watched, args)
     steps = args.epochs * len(train_generator)
-    momentum = max(0, 1 - 1 / (AVERAGED * steps))  # 0.99 averages the last 100 steps
-    model = build_model(
-        (IMAGE_SIZE, IMAGE_SIZE, 1),
-        len(args.classes),
-        args.filters,
-        args.dense_units,
-        dropout=DROPOUT * strength,
-        momentum=min(0.99, momentum),
-    )
-    compile_model(model, args.learning_rate, steps, momentum)
+    model = make_model(args, steps, regularization(args, train))
     model.summary()
     gpus = len(tf.config.list_physical_devices("GPU"))
-    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, {gpus} GPUs")
-    history = model.fit(
+    print(
+        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
+        f"{gpus} GPUs, {args.precision}"
+    )
+    model.fit(
         train_generator,
+        initial_epoch=len(checkpoint.history),
         epochs=args.epochs,
         validation_data=validation_generator,
         callbacks=[
             keras.callbacks.SwapEMAWeights(),  # what is watched is what will be saved
             train_generator.follow_epochs(),
             keras.callbacks.TerminateOnNaN(),
+            checkpoint,
         ],
         shuffle=False,  # the iterator does; Keras would reorder the batches once more
         verbose=1 if sys.stdout.isatty() else 2,
-    ).history
-    if not np.isfinite(history["loss"]).all():
-        raise UserError("the loss is no number any more; lower --learning-rate")
+    )
     epochs = pd.RangeIndex(1, args.epochs + 1, name="epoch")
-    return model, pd.DataFrame(history, index=epochs)
+    return to_float32(model), pd.DataFrame(checkpoint.history, index=epochs)
 
 
 def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> dict:
@@ -533,13 +750,40 @@ def plot_example_images(train: pd.DataFrame, seed: int) -> plt.Figure:
     return figure
 
 
-def run(args: argparse.Namespace) -> None:
-    """Index, fit, save, evaluate, report.
+def check_output(args: argparse.Namespace) -> None:
+    """Find what is in the way of the files to write, before hours are spent.
 
     Raises:
-        UserError: if the data do not serve, or a file cannot be written.
+        UserError: if an unfinished training is there, or none to resume, or the place
+            cannot be written to.
     """
-    begin, folder = time.monotonic(), args.model_path.parent
+    checkpoint, folder = checkpoint_path(args.model_path), args.model_path.parent
+    if args.resume and not checkpoint.exists():
+        raise UserError(f"{checkpoint}: no such file: no unfinished training to resume")
+    if checkpoint.exists() and not (args.resume or args.restart):
+        raise UserError(
+            f"{checkpoint}: an unfinished training. "
+            "Go on with it: --resume. Throw it away: --restart"
+        )
+    if args.model_path.is_dir():
+        raise UserError(f"{args.model_path}: is a folder; name a file to write")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+
+
+def index_data(args: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], str]:
+    """Index the data folder, and print what there is.
+
+    Returns:
+        The parts: train, test (with a column in_train), perhaps validation; and the
+        name of the one to watch.
+
+    Raises:
+        UserError: if the data do not serve.
+    """
     parts, unreadable, others = {}, {}, set()
     for name in ("train", "test"):
         part_folder = args.data_dir / name
@@ -555,41 +799,73 @@ def run(args: argparse.Namespace) -> None:
             parts["train"], args.validation_split, args.seed
         )
     describe_data(parts, unreadable)
-    try:  # before hours are spent
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
-    if args.model_path.is_dir():
-        raise UserError(f"{args.model_path}: is a folder; name a file to write")
-    model, history = fit(parts["train"], parts[watched], args)
+    return parts, watched
 
-    attributes = describe_run(args, parts)
-    plt.switch_backend("Agg")
-    plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
-    try:
-        utils.save_model(model, args.model_path, attributes)
-        metrics = evaluate(args.model_path, parts["test"])
-        utils.write_attributes(args.model_path, metrics)
-        history.to_csv(folder / "history.csv")
-        report = json.dumps(attributes | metrics, indent=2)
-        (folder / "metrics.json").write_text(report + "\n")
+
+def write_results(
+    model: keras.Model,
+    history: pd.DataFrame,
+    parts: dict[str, pd.DataFrame],
+    watched: str,
+    args: argparse.Namespace,
+) -> tuple[dict, list[str]]:
+    """Write the model file, measure it, and write figures and plots beside it.
+
+    The model file takes its place last, so that a run that is stopped here can resume.
+    The one that it replaces becomes <name>.previous.h5.
+
+    Returns:
+        What evaluate found, and the names of the files.
+    """
+    folder, attributes = args.model_path.parent, describe_run(args, parts)
+    with utils.replacing(args.model_path) as new_model:
+        utils.save_model(model, new_model, attributes)
+        metrics = evaluate(new_model, parts["test"])
+        utils.write_attributes(new_model, metrics)
+        with utils.replacing(folder / "history.csv") as file:
+            history.to_csv(file)
+        with utils.replacing(folder / "metrics.json") as file:
+            file.write_text(json.dumps(attributes | metrics, indent=2) + "\n")
+        plt.switch_backend("Agg")
+        plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
+        confusion = plot_confusion_matrix(metrics["test"], args.classes)
         figures = {
             "learning_curves.png": plot_learning_curves(history, watched),
-            "confusion_matrix.png": plot_confusion_matrix(
-                metrics["test"], args.classes
-            ),
+            "confusion_matrix.png": confusion,
             "class_distribution.png": plot_class_distribution(parts),
             "example_images.png": plot_example_images(parts["train"], args.seed),
         }
         for name, figure in figures.items():
-            figure.savefig(folder / name, dpi=120)
+            with utils.replacing(folder / name) as file:
+                figure.savefig(file, dpi=120)
+            plt.close(figure)
+        if args.model_path.exists():
+            previous = args.model_path.with_suffix(".previous.h5")
+            with utils.replacing(previous) as file:
+                shutil.copyfile(args.model_path, file)
+    return metrics, [args.model_path.name, "history.csv", "metrics.json", *figures]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Index, fit, evaluate, save, report.
+
+    Raises:
+        UserError: if the data do not serve, a file cannot be written, or an unfinished
+            training is in the way.
+    """
+    begin, folder = time.monotonic(), args.model_path.parent
+    if args.precision == "auto":
+        args.precision = choose_precision()
+    check_output(args)
+    parts, watched = index_data(args)
+    model, history = fit(parts["train"], parts[watched], args)
+    try:
+        metrics, names = write_results(model, history, parts, watched, args)
+        checkpoint_path(args.model_path).unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error}") from error
-
     describe_metrics(metrics, args.classes)
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Written:")
-    names = [args.model_path.name, "history.csv", "metrics.json", *figures]
     print(*[f"  {folder / name}" for name in names], sep="\n")
     command = ["python", "predict.py", "--image", parts["test"].path[0]]
     if args.model_path != utils.MODEL_PATH:
@@ -597,15 +873,53 @@ def run(args: argparse.Namespace) -> None:
     print(f"\nNow try: {shlex.join(command)}")
 
 
+def describe_stop(model_path: Path, argv: Sequence[str]) -> str:
+    """Say what is kept of a training that was stopped, and how to go on."""
+    checkpoint = checkpoint_path(model_path)
+    if not checkpoint.exists():
+        return "stopped before an epoch was complete; nothing is kept"
+    about, _ = read_checkpoint(checkpoint)
+    done, epochs = len(about["history"]), about["settings"]["epochs"]
+    words = [word for word in argv if word not in ("--resume", "--restart")]
+    command = shlex.join(["python", "train.py", *words, "--resume"])
+    return (
+        f"stopped; {done} of {epochs} epochs are kept in {checkpoint}. "
+        f"Go on with: {command}"
+    )
+
+
+def terminate(number: int, frame: Any) -> None:
+    """Let SIGTERM stop a training as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; an expected failure is one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are listed by name
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be any bytes
+    # File names may be any bytes, and logs are to show each epoch as it ends.
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, terminate)
+    args = parse_args(argv)
     try:
-        run(parse_args(argv))
+        run(args)
     except UserError as error:
         sys.exit(f"train.py: error: {error}")
+    except KeyboardInterrupt as stop:
+        words = sys.argv[1:] if argv is None else argv
+        print(f"train.py: {describe_stop(args.model_path, words)}", file=sys.stderr)
+        sys.exit(128 + (stop.args or (signal.SIGINT,))[0])
+
+
+def leave(stop: SystemExit) -> None:
+    """Exit at once: TensorFlow's threads can make Python's orderly exit abort."""
+    if isinstance(stop.code, str):
+        print(stop.code, file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(1 if isinstance(stop.code, str) else stop.code or 0)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as stop:
+        leave(stop)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -198,38 +197,40 @@ def classification_metrics(
     }
 
 
-def save_model(model: Any, path: Path, attributes: dict[str, Any]) -> None:
-    """Write a model without optimizer state, and keep the file that was there.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file as a whole or not at all: yield a temporary path beside it.
 
-    The new file is complete under a temporary name before it takes its place; the one
-    that it replaces becomes <name>.previous.h5.
-
-    Raises:
-        OSError: if it cannot be written; the file that was there is untouched.
+    What was written there takes the path's place when the block ends without an error,
+    and is deleted otherwise.
     """
-    temporary, previous = path.with_suffix(".new.h5"), path.with_suffix(".previous.h5")
+    temporary = path.with_name(f"{path.stem}.new{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # a power cut must not leave an empty file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(model: Any, path: Path, attributes: dict[str, Any]) -> None:
+    """Write a model with its attributes, without optimizer state."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
-    model.save(temporary, include_optimizer=False)
-    write_attributes(temporary, attributes)
-    if path.exists():
-        shutil.copyfile(path, previous.with_suffix(".new"))
-        os.replace(previous.with_suffix(".new"), previous)
-    os.replace(temporary, path)
+    model.save(path, include_optimizer=False)
+    write_attributes(path, attributes)
 
 
 def write_attributes(path: Path, attributes: dict[str, Any]) -> None:
-    """Store each value as JSON in a root attribute of an HDF5 file, all or none.
+    """Store each value as JSON in a root attribute of an HDF5 file.
 
     Keras passes over root attributes that it does not know.
     """
     import h5py
 
-    temporary = path.with_suffix(".attributes.h5")
-    shutil.copyfile(path, temporary)
-    with h5py.File(temporary, "r+") as file:
+    with h5py.File(path, "r+") as file:
         for name, value in attributes.items():
             file.attrs[name] = json.dumps(value)
-    os.replace(temporary, path)
 
 
 def load_model(path: Path) -> tuple[Any, dict[str, Any]]:

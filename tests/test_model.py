@@ -27,14 +27,16 @@ ATTRIBUTES = {
 
 @pytest.fixture
 def model() -> keras.Sequential:
-    """Build a small network with random weights."""
+    """Build a small network with random weights, as model files hold it."""
     keras.utils.set_random_seed(1)  # NumPy's too: the tests' faces are drawn from it
-    return train.build_model((48, 48, 1), 3, filters=[4, 8], dense_units=5)
+    model = train.build_model((48, 48, 1), 3, filters=[4, 8], dense_units=5)
+    return train.to_float32(model)
 
 
 def fit(tree: Path, *options: str) -> tuple[keras.Model, pd.DataFrame]:
     """Train a small network on a tree."""
     words = f"--classes {' '.join(CLASSES)} --filters 4 8 --dense-units 5".split()
+    words += ["--model-path", str(tree.parent / "model.h5"), "--precision", "float32"]
     args = train.parse_args([*words, "--epochs", "2", "--batch-size", "8", *options])
     parts = [train.index_folder(tree / p, CLASSES)[0] for p in ("train", "test")]
     return train.fit(*parts, args)
@@ -65,11 +67,18 @@ def test_schedule_rises_for_a_tenth_then_falls_to_zero(model: keras.Model) -> No
 def test_same_seed_same_weights(tree: Path) -> None:
     first, history = fit(tree, "--seed", "7")
     again, history_again = fit(tree, "--seed", "7")
-    other, _ = fit(tree, "--seed", "8")
     for a, b in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     pd.testing.assert_frame_equal(history, history_again)
-    assert not np.array_equal(first.get_weights()[0], other.get_weights()[0])
+
+
+def test_other_seed_other_weights() -> None:
+    words = ["--filters", "4", "--dense-units", "4", "--precision", "float32"]
+    kernels = []
+    for seed in ("7", "8"):
+        args = train.parse_args([*words, "--seed", seed])
+        kernels.append(train.make_model(args, 10, 0).get_weights()[0])
+    assert not np.array_equal(*kernels)
 
 
 def test_optimizer_and_loss(model: keras.Model) -> None:
@@ -123,9 +132,16 @@ def test_a_diverging_run_is_stopped(tree: Path) -> None:
 
 
 def test_short_runs_are_regularized_less(tree: Path) -> None:
-    model, _ = fit(tree)
-    rates = [layer.rate for layer in model.layers if hasattr(layer, "rate")]
-    assert rates == pytest.approx([train.DROPOUT * 2 * 36 / 400_000] * 2)
+    index, _ = train.index_folder(tree / "train", CLASSES)
+    words = ["--filters", "4", "--precision", "float32", "--epochs"]
+    for epochs, strength in (("2", 2 * 36 / 400_000), ("20000", 1)):
+        args = train.parse_args([*words, epochs])
+        assert train.regularization(args, index) == pytest.approx(strength)
+        model = train.make_model(args, 10, train.regularization(args, index))
+        rates = [layer.rate for layer in model.layers if hasattr(layer, "rate")]
+        assert rates == pytest.approx([train.DROPOUT * strength] * 2)
+        generator = train.make_generators(index, index, args)[0].generator
+        assert generator.rotation_range == pytest.approx(10 * strength)
 
 
 def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
@@ -146,25 +162,17 @@ def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.h5"]
 
 
-def test_the_model_that_was_there_is_kept(model: keras.Model, tmp_path: Path) -> None:
-    path = tmp_path / "model.h5"
-    for seed in (1, 2, 3):
-        utils.save_model(model, path, ATTRIBUTES | {"seed": seed})
-    for name, seed in {"model.h5": 3, "model.previous.h5": 2}.items():
-        with h5py.File(tmp_path / name) as file:
-            assert json.loads(file.attrs["seed"]) == seed
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_failed_save_leaves_the_old_file(model: keras.Model, tmp_path: Path) -> None:
-    path = tmp_path / "model.h5"
-    utils.save_model(model, path, ATTRIBUTES)
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        utils.save_model(model, path, {"seed": object()})  # no JSON
-    with pytest.raises(TypeError):
-        utils.write_attributes(path, {"seed": 1, "more": object()})
-    assert path.read_bytes() == before
+def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "figures.csv"
+    with utils.replacing(path) as new:
+        assert new.suffix == ".csv"  # by which some writers know the format
+        new.write_text("first")
+        assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), utils.replacing(path) as new:
+        new.write_text("sec")
+        raise KeyboardInterrupt
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def break_file(path: Path, fault: str) -> None:
