@@ -876,9 +876,10 @@ def run(args: argparse.Namespace) -> None:
 def describe_stop(model_path: Path, argv: Sequence[str]) -> str:
     """Say what is kept of a training that was stopped, and how to go on."""
     checkpoint = checkpoint_path(model_path)
-    if not checkpoint.exists():
+    try:
+        about, _ = read_checkpoint(checkpoint)
+    except UserError:
         return "stopped before an epoch was complete; nothing is kept"
-    about, _ = read_checkpoint(checkpoint)
     done, epochs = len(about["history"]), about["settings"]["epochs"]
     words = [word for word in argv if word not in ("--resume", "--restart")]
     command = shlex.join(["python", "train.py", *words, "--resume"])

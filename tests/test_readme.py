@@ -71,6 +71,8 @@ def test_the_table_of_defaults() -> None:
         shown = rows[name.replace("_", "-")]
         if name == "classes":
             assert shown == "the six emotions"
+        elif isinstance(default, bool):
+            assert shown == ("on" if default else "off")
         elif isinstance(default, list):
             assert shown == " ".join(map(str, default))
         else:

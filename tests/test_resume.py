@@ -181,6 +181,7 @@ def test_a_broken_checkpoint_is_named(
     with pytest.raises(SystemExit, match=r"not a checkpoint: .*--restart") as error:
         main(stopped, tree, "--resume")
     assert "\n" not in str(error.value)
+    assert train.describe_stop(stopped / "m.h5", []).endswith("nothing is kept")
 
 
 def test_an_edited_network_is_named(
