@@ -1,6 +1,6 @@
 """Measure speed and memory of training, each contender in a process of its own.
 
-    python tests/benchmark.py speed    # 15 minutes; needs data/train
+    python tests/benchmark.py speed    # 13 minutes; needs data/train
     python tests/benchmark.py memory   # 15 minutes, 1.5 GB of disk
     pip install torch                  # if PyTorch is to be compared, too
 
@@ -373,7 +373,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=["speed", "memory"])
-    parser.add_argument("--turns", type=int, default=5, help="times each is measured")
+    parser.add_argument("--turns", type=int, default=3, help="times each is measured")
     args = parser.parse_args()
     if args.what == "memory":
         memory()
