@@ -184,6 +184,8 @@ def test_validation_part_end_to_end(tree: Path) -> None:
         "--classes happy",
         "--model-path model.keras",
         "--seed -1",
+        "--resume --restart",
+        "--precision int8",
         "--no-such-option",
     ],
 )
