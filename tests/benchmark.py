@@ -68,9 +68,9 @@ def default_model() -> tuple[Any, argparse.Namespace]:
 
 def in_memory() -> dict[str, Any]:
     """Train the default network on one batch, over and over, as fit's loop does."""
+    model, args = default_model()
     import tensorflow as tf
 
-    model, args = default_model()
     generator = np.random.default_rng(1)
     faces = generator.random((args.batch_size, 48, 48, 1), np.float32)
     labels = np.eye(6, dtype=np.float32)[generator.integers(0, 6, args.batch_size)]
@@ -104,10 +104,9 @@ def epoch_rate(model: Any, batches: Any, batch_size: int, **options: Any) -> flo
 
 def pipeline() -> dict[str, Any]:
     """Train the default network from files, as train.py does."""
-    import keras
+    import train  # before Keras: it sets TensorFlow up
 
-    import train
-
+    keras = train.keras
     index, _ = train.index_folder(ROOT / "data" / "train", train.CLASS_NAMES)
     index = index.sample(min(len(index), 4000), random_state=1).reset_index(drop=True)
     model, args = default_model()
@@ -127,7 +126,10 @@ def pipeline() -> dict[str, Any]:
 
 
 def tutorial() -> dict[str, Any]:
-    """Train what tutorials of this field write, with every default left as it is."""
+    """Train what tutorials of this field write, with every default left as it is.
+
+    TensorFlow's own choice whether to use oneDNN is one of them.
+    """
     import keras
     from tensorflow.keras.preprocessing.image import ImageDataGenerator
 
@@ -236,10 +238,12 @@ CONTENDERS = {
 
 
 def in_process(code: str) -> dict[str, Any]:
-    """Run an expression of this module in a new process; add its peak memory."""
+    """Run an expression of this module in a new process, as a user's would be."""
+    environment = {k: v for k, v in os.environ.items() if k[:3] != "TF_"}
     result = subprocess.run(
         [sys.executable, "-c", f"import benchmark, json; print(json.dumps({code}))"],
         cwd=ROOT / "tests",
+        env=environment,
         capture_output=True,
         text=True,
     )
