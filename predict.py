@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from utils import UserError
+from utils import UserError, percent
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +63,7 @@ def find_images(images: Sequence[Path]) -> list[str]:
 def describe(class_names: Sequence[str], probabilities: np.ndarray) -> str:
     """Name the most probable class, as in: Happy (93.1 %)."""
     best = int(np.argmax(probabilities))
-    return f"{class_names[best].capitalize()} ({100 * probabilities[best]:.1f} %)"
+    return f"{class_names[best].capitalize()} ({percent(probabilities[best])})"
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -83,9 +83,8 @@ def predict(args: argparse.Namespace) -> int:
             print(f"{describe(class_names, result)}\n")
             width = max(map(len, class_names))
             for i in np.argsort(-result, kind="stable"):
-                print(
-                    f"{class_names[i].capitalize():{width}}  {100 * result[i]:5.1f} %"
-                )
+                name = class_names[i].capitalize()
+                print(f"{name:{width}}  {percent(result[i]):>7}")
     return failed
 
 

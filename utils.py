@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 IMAGE_SIZE = 48  # pixels a side, FER2013's own size
 RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
+SHIFTS = [(0, 0), (-2, 0), (2, 0), (0, -2), (0, 2)]  # of views: pixels down, right
 MODEL_PATH = Path("models/face_classification_model.h5")
 
 PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
@@ -148,14 +149,47 @@ def read_face(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
     return pixels[..., np.newaxis] * np.float32(RESCALE)
 
 
+def make_views(faces: np.ndarray) -> list[np.ndarray]:
+    """Show faces of shape (n, size, size, 1) as they are and shifted, each mirrored.
+
+    What is shifted in repeats the edge. The first view is the faces themselves.
+    """
+    size, reach = faces.shape[1], np.abs(SHIFTS).max()
+    padded = np.pad(faces, [(0, 0), (reach, reach), (reach, reach), (0, 0)], "edge")
+    views = []
+    for down, right in SHIFTS:
+        top, left = reach - down, reach - right
+        view = padded[:, top : top + size, left : left + size]
+        views += [view, view[:, :, ::-1]]
+    return views
+
+
+def predict_faces(model: Any, faces: np.ndarray, all_views: bool = True) -> np.ndarray:
+    """Predict faces of shape (n, size, size, 1), values in [0, 1].
+
+    Returns:
+        Class probabilities, float32 of shape (n, num_classes): the geometric mean of
+        all views' (the mean of their log-probabilities), or those of the first view.
+    """
+    views = make_views(faces) if all_views else [faces]
+    tiny = np.finfo(np.float32).tiny
+    logs = [np.log(np.maximum(model.predict_on_batch(view), tiny)) for view in views]
+    means = np.exp(np.mean(logs, axis=0))
+    return means / means.sum(axis=1, keepdims=True)
+
+
 def predict_files(
-    model: Any, paths: Sequence[str], image_size: int, batch_size: int = 64
+    model: Any,
+    paths: Sequence[str],
+    image_size: int,
+    batch_size: int = 64,
+    all_views: bool = True,
 ) -> Iterator[np.ndarray | OSError]:
     """Predict image files batch by batch, in order; memory stays flat.
 
     Yields:
-        For each path its class probabilities, float32 of shape (num_classes,), or the
-        OSError that says why the file could not be read.
+        For each path its class probabilities, float32 of shape (num_classes,), as
+        predict_faces returns them, or the OSError that says why it cannot be read.
     """
     for start in range(0, len(paths), batch_size):
         results: list[Any] = []
@@ -166,20 +200,59 @@ def predict_files(
                 results.append(error)
         faces = [face for face in results if isinstance(face, np.ndarray)]
         if faces:
-            probabilities = iter(model.predict_on_batch(np.stack(faces)))
+            probabilities = iter(predict_faces(model, np.stack(faces), all_views))
         for result in results:
             yield next(probabilities) if isinstance(result, np.ndarray) else result
 
 
+def predict_index(model: Any, index: Any, all_views: bool = True) -> np.ndarray:
+    """Predict every image of an index, a table with a column path.
+
+    Returns:
+        Class probabilities, float32 of shape (n, num_classes).
+
+    Raises:
+        UserError: if an image can no longer be read.
+    """
+    paths, size = index.path.tolist(), model.input_shape[1]
+    results = list(predict_files(model, paths, size, all_views=all_views))
+    if errors := [result for result in results if isinstance(result, OSError)]:
+        raise UserError(f"{errors[0]}; it was readable when the program began")
+    return np.stack(results)
+
+
+def evaluate(model: Any, index: Any) -> dict[str, Any]:
+    """Measure a model on all images of an index, and on those not in_train, too.
+
+    Returns:
+        classification_metrics of both, named test and leak_free, with the accuracy of
+        a single view added as one_view.
+
+    Raises:
+        UserError: if an image can no longer be read.
+    """
+    probabilities = predict_index(model, index)
+    single = predict_index(model, index, all_views=False).argmax(axis=1)
+    labels, clean = index.emotion.cat.codes.to_numpy(), ~index.in_train.to_numpy()
+    metrics = {}
+    for name, chosen in {"test": slice(None), "leak_free": clean}.items():
+        metrics[name] = classification_metrics(labels[chosen], probabilities[chosen])
+        right = single[chosen] == labels[chosen]
+        metrics[name]["one_view"] = right.sum() / max(len(right), 1)
+    return metrics
+
+
 def classification_metrics(
-    labels: np.ndarray, predictions: np.ndarray, num_classes: int
+    labels: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, Any]:
-    """Compare predicted with true class indices, both of shape (n,).
+    """Compare probabilities, shape (n, num_classes), with true class indices, (n,).
 
     Returns:
         accuracy and macro_recall, fractions; precision, recall and f1, a fraction per
-        class, 0 where it is undefined; confusion_matrix, counts, a row per true class.
+        class, 0 where it is undefined; confusion_matrix, counts, a row per true class;
+        and what calibration_metrics returns.
     """
+    predictions, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
     confusion = np.zeros((num_classes, num_classes), int)
     np.add.at(confusion, (labels, predictions), 1)
     correct = np.diag(confusion)
@@ -194,7 +267,85 @@ def classification_metrics(
         "recall": recall.tolist(),
         "f1": f1.tolist(),
         "confusion_matrix": confusion.tolist(),
+    } | calibration_metrics(probabilities.max(axis=1), predictions == labels)
+
+
+def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """Compare how sure answers were with whether they were right, both of shape (n,).
+
+    Returns:
+        calibration_error, the expected one over 15 bins of equal width (Guo et al.
+        2017), in [0, 1]; calibration_error_of_perfect, what a model whose confidences
+        were exactly right would show on as many images, the mean of 200 simulations;
+        reliability, per bin: images, mean confidence and accuracy, 0 if it is empty;
+        and coverage, per least confidence: the share of images and their accuracy.
+    """
+    bins, count = 15, max(len(right), 1)
+    which = np.minimum((confidences * bins).astype(int), bins - 1)
+    images = np.bincount(which, minlength=bins)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(which, values, bins) / np.maximum(images, 1)
+
+    def error(right: np.ndarray) -> float:
+        return np.abs(mean(right) - mean(confidences)) @ images / count
+
+    draw = np.random.default_rng(1).random
+    simulated = [error(draw(len(right)) < confidences) for _ in range(200)]
+    sure = {least: right[confidences >= least] for least in (0.5, 0.6, 0.7, 0.8)}
+    return {
+        "calibration_error": error(right),
+        "calibration_error_of_perfect": np.mean(simulated),
+        "reliability": {
+            "images": images.tolist(),
+            "confidence": mean(confidences).tolist(),
+            "accuracy": mean(right).tolist(),
+        },
+        "coverage": [
+            [least, len(part) / count, part.sum() / max(len(part), 1)]
+            for least, part in sure.items()
+        ],
     }
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as in: 93.1 %."""
+    return f"{100 * fraction:.1f} %"
+
+
+def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> None:
+    """Print what evaluate returned, beside a guess that never looks."""
+    images = np.sum(metrics["test"]["confusion_matrix"], axis=1)
+    rows = zip(
+        class_names,
+        *[metrics["test"][name] for name in ("precision", "recall", "f1")],
+        images,
+        strict=True,
+    )
+    width = max(map(len, class_names))
+    print(f"\nAll test images:\n{'':{width}} precision  recall    f1  images")
+    for name, precision, recall, f1, count in rows:
+        print(f"{name:{width}} {precision:9.3f} {recall:7.3f} {f1:5.3f} {count:7}")
+    print("\nconfidence at least  images  accuracy")
+    for least, share, accuracy in metrics["test"]["coverage"]:
+        print(f"{least:19} {percent(share):>7} {percent(accuracy):>9}")
+    most = int(images.argmax())
+    for name, place in {"test": "all", "leak_free": "not also in train"}.items():
+        part = metrics[name]
+        if not (count := part["images"]):
+            continue
+        accuracy = part["accuracy"]
+        spread = 1.96 * (accuracy * (1 - accuracy) / count) ** 0.5
+        guess = sum(part["confusion_matrix"][most]) / count
+        print(
+            f"\nTest accuracy {percent(accuracy)} ± {percent(spread)} "
+            f"({count} images, {place}; 95 % interval)\n"
+            f"  macro recall {percent(part['macro_recall'])}, "
+            f"one view {percent(part['one_view'])}, "
+            f"always {class_names[most]} {percent(guess)}\n"
+            f"  calibration error {part['calibration_error']:.3f}, "
+            f"that of a perfect model {part['calibration_error_of_perfect']:.3f}"
+        )
 
 
 @contextlib.contextmanager

@@ -212,7 +212,7 @@ def test_stopped_while_the_model_is_saved(
         raise KeyboardInterrupt(signal.SIGTERM)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
-        patch.setattr(train, "evaluate", stop)
+        patch.setattr(utils, "evaluate", stop)
         main(stopped, tree, "--resume")
     assert error.value.code == 143
     assert model.read_bytes() == old

@@ -30,13 +30,19 @@ def test_the_demo_data_are_learned(demo: dict) -> None:
 def test_stdout(demo: dict) -> None:
     out = demo["result"].stdout
     metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
-    accuracy = 100 * metrics["test"]["accuracy"]
-    recall = 100 * metrics["test"]["macro_recall"]
-    for place in ("all", "not also in train"):
+    for name, place in {"test": "all", "leak_free": "not also in train"}.items():
+        part = metrics[name]
+        accuracy, one_view = part["accuracy"], part["one_view"]
+        spread = 196 * (accuracy * (1 - accuracy) / 60) ** 0.5
         assert (
-            f"\nTest accuracy {accuracy:.1f} %, macro recall {recall:.1f} % "
-            f"(60 images, {place}; always angry: 16.7 %)\n"
+            f"\nTest accuracy {100 * accuracy:.1f} % ± {spread:.1f} % "
+            f"(60 images, {place}; 95 % interval)\n"
+            f"  macro recall {100 * part['macro_recall']:.1f} %, "
+            f"one view {100 * one_view:.1f} %, always angry 16.7 %\n"
+            f"  calibration error {part['calibration_error']:.3f}, "
+            f"that of a perfect model {part['calibration_error_of_perfect']:.3f}\n"
         ) in out
+    assert "\nNot calibrated: that needs a --validation-split above 0.\n" in out
     assert re.search(r"^angry +40 +10$", out, re.MULTILINE)
     assert out.count("Epoch ") == 15
     assert "\r" not in out and "\x1b" not in out  # nothing animated: no terminal
@@ -52,6 +58,7 @@ def test_files(demo: dict) -> None:
         "confusion_matrix.png",
         "example_images.png",
         "learning_curves.png",
+        "reliability.png",
     }
     names = {path.name for path in folder.iterdir()} - {Path(MODEL).name}
     assert names == pictures | {"demo.h5", "history.csv", "metrics.json"}
@@ -165,6 +172,7 @@ def test_validation_part_end_to_end(tree: Path) -> None:
     text = (folder / "metrics.json").read_text()
     metrics = json.loads(text)
     assert metrics["images"] == {"train": 27, "validation": 9, "test": 12}
+    assert metrics["temperature"] > 0
     # No absolute path is written.
     assert metrics["arguments"]["data_dir"] == tree.name
     assert str(tree.parent) not in text
