@@ -57,16 +57,17 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 0.01  # of the convolutions and dense layers, times the learning rate
 LABEL_SMOOTHING = 0.1  # people disagree about many of FER2013's labels
 AVERAGED = 0.05  # part of all steps that moving averages look back on
-DROPOUT = 0.3
-AUGMENTATION = {  # besides mirroring
-    "rotation_range": 10,  # degrees
-    "width_shift_range": 0.1,  # part of the image, as the next two
-    "height_shift_range": 0.1,
-    "zoom_range": 0.12,
+# Regularization grows with the number of images that a run will see: a short run has
+# more to learn than to forget. Between these lengths it is interpolated.
+IMAGES_SEEN = [0, 425_000, 2_400_000]  # the last two: 15 and 85 epochs of FER2013
+REGULARIZATION = {
+    "dropout": [0, 0.3, 0.4],  # before each dense layer
+    "rotation": [0, 10, 12],  # degrees to both sides
+    "shift": [0, 0.1, 0.12],  # part of the image, in each direction
+    "zoom": [0, 0.12, 0.15],  # part of the size, in and out
+    "erasing": [0, 0, 0.25],  # probability (Zhong et al. 2017)
+    "mixup": [0, 0, 0.2],  # alpha (Zhang et al. 2018)
 }
-# Dropout and augmentation grow to these values with the images that a run will see: a
-# short run has more to learn than to forget. Full at 400,000, 15 epochs of FER2013.
-FULL_REGULARIZATION = 400_000
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read and transform
 STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
 PRECISIONS = ["float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
@@ -256,6 +257,8 @@ class FaceIterator(Iterator):
         batch_size: int,
         shuffle: bool,
         seed: int,
+        erasing: float = 0,
+        mixup: float = 0,
         workers: int = WORKERS,
     ) -> None:
         # More than one worker also makes Keras switch off tf.data's autotune, which
@@ -264,7 +267,7 @@ class FaceIterator(Iterator):
         self.paths = index.path.to_numpy()
         self.labels = index.emotion.cat.codes.to_numpy()
         self.num_classes = len(index.emotion.cat.categories)
-        self.generator = generator
+        self.generator, self.erasing, self.mixup = generator, erasing, mixup
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -272,17 +275,26 @@ class FaceIterator(Iterator):
         return max(1, self.n // self.batch_size) if self.shuffle else super().__len__()
 
     def __getitem__(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return faces (n, 48, 48, 1) in [0, 1] and one-hot labels (n, num_classes)."""
+        """Return faces (n, 48, 48, 1) in [0, 1] and class shares (n, num_classes)."""
         rows = self.index_array[batch * self.batch_size :][: self.batch_size]
         faces = np.empty((len(rows), IMAGE_SIZE, IMAGE_SIZE, 1), np.float32)
+        labels = np.eye(self.num_classes, dtype=np.float32)[self.labels[rows]]
         with self.lock:  # the parameters come from NumPy's one global generator
             np.random.seed([self.seed, self.epoch, batch])
             parameters = [self.generator.get_random_transform(x.shape) for x in faces]
+        random = np.random.default_rng([self.seed, self.epoch, batch])
         for i, row in enumerate(rows):
             face = utils.read_face(self.paths[row])
             face = self.generator.apply_transform(face, parameters[i])
             faces[i] = self.generator.standardize(face)
-        return faces, np.eye(self.num_classes, dtype=np.float32)[self.labels[rows]]
+            if random.random() < self.erasing:
+                erase(faces[i], random)
+        if self.mixup:
+            share = np.float32(random.beta(self.mixup, self.mixup))
+            faces, labels = (
+                share * x + (1 - share) * np.roll(x, 1, axis=0) for x in (faces, labels)
+            )
+        return faces, labels
 
     def set_epoch(self, epoch: int) -> None:
         """Order the images as they come in an epoch, counted from 0."""
@@ -298,6 +310,15 @@ class FaceIterator(Iterator):
 
     def on_epoch_end(self) -> None:
         """Change nothing: Keras calls this once too often to count epochs by it."""
+
+
+def erase(face: np.ndarray, random: np.random.Generator) -> None:
+    """Fill a rectangle of a face, an eighth to half as wide and high, with noise."""
+    height, width = random.integers(IMAGE_SIZE // 8, IMAGE_SIZE // 2, 2, endpoint=True)
+    top = random.integers(IMAGE_SIZE - height, endpoint=True)
+    left = random.integers(IMAGE_SIZE - width, endpoint=True)
+    noise = random.random((height, width, 1), np.float32)
+    face[top : top + height, left : left + width] = noise
 
 
 def choose_precision() -> str:
@@ -343,7 +364,7 @@ def build_model(
     num_classes: int,
     filters: Sequence[int] = tuple(FILTERS),
     dense_units: int = DENSE_UNITS,
-    dropout: float = DROPOUT,
+    dropout: float = 0.0,
     momentum: float = 0.99,
 ) -> keras.Sequential:
     """Build the network: blocks of two convolutions each, then two dense layers.
@@ -537,28 +558,35 @@ def describe_settings(
     return settings | {"images": digest.hexdigest()}
 
 
+def regularize(images_seen: int) -> dict[str, float]:
+    """Return the strength of each regularization for a run of this length."""
+    return {
+        name: float(np.interp(images_seen, IMAGES_SEEN, strengths))
+        for name, strengths in REGULARIZATION.items()
+    }
+
+
 def make_generators(
     train: pd.DataFrame, watched: pd.DataFrame, args: argparse.Namespace
 ) -> tuple[FaceIterator, FaceIterator]:
     """Stream the part to train on augmented, the watched one as it is."""
-    strength = regularization(args, train)
-    ranges = {name: value * strength for name, value in AUGMENTATION.items()}
-    augmented = ImageDataGenerator(horizontal_flip=True, **ranges)
-    plain = ImageDataGenerator()
+    strength = regularize(args.epochs * len(train))
+    augmented = ImageDataGenerator(
+        horizontal_flip=True,
+        rotation_range=strength["rotation"],
+        width_shift_range=strength["shift"],
+        height_shift_range=strength["shift"],
+        zoom_range=strength["zoom"],
+    )
+    mixed = {name: strength[name] for name in ("erasing", "mixup")}
+    size, seed = args.batch_size, args.seed
     return (
-        FaceIterator(train, augmented, args.batch_size, True, args.seed),
-        FaceIterator(watched, plain, args.batch_size, False, args.seed),
+        FaceIterator(train, augmented, size, shuffle=True, seed=seed, **mixed),
+        FaceIterator(watched, ImageDataGenerator(), size, shuffle=False, seed=seed),
     )
 
 
-def regularization(args: argparse.Namespace, train: pd.DataFrame) -> float:
-    """Return the part of dropout and augmentation that a run of this length gets."""
-    return min(1, args.epochs * len(train) / FULL_REGULARIZATION)
-
-
-def make_model(
-    args: argparse.Namespace, steps: int, regularization: float
-) -> keras.Model:
+def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Model:
     """Build and compile the network for a training of so many steps, on all GPUs."""
     keras.utils.set_random_seed(args.seed)
     momentum = max(0, 1 - 1 / (AVERAGED * steps))  # 0.99 averages the last 100 steps
@@ -571,7 +599,7 @@ def make_model(
             len(args.classes),
             args.filters,
             args.dense_units,
-            dropout=DROPOUT * regularization,
+            dropout=dropout,
             momentum=min(0.99, momentum),
         )
         keras.config.set_dtype_policy("float32")
@@ -601,7 +629,8 @@ def fit(
         path.unlink(missing_ok=True)
     train_generator, validation_generator = make_generators(train, watched, args)
     steps = args.epochs * len(train_generator)
-    model = make_model(args, steps, regularization(args, train))
+    dropout = regularize(args.epochs * len(train))["dropout"]
+    model = make_model(args, steps, dropout)
     model.summary()
     gpus = len(tf.config.list_physical_devices("GPU"))
     print(
@@ -659,6 +688,9 @@ def calibrate(model: keras.Model, validation: pd.DataFrame) -> float:
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     labels = validation.emotion.cat.codes.to_numpy()
 
+    def cross_entropy(temperature: float) -> float:
+        likelihoods = log_softmax(logs / temperature, axis=1)
+        return -likelihoods[np.arange(len(labels)), labels].mean()
 
     result = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded")
     layer = model.layers[-1]
@@ -675,9 +707,6 @@ def plot_learning_curves(history: pd.DataFrame, watched: str) -> plt.Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(title="Loss", ylabel="cross-entropy, smoothed labels (nats)")
     axes[1].set(title="Accuracy", ylabel="images classified right")
-    def cross_entropy(temperature: float) -> float:
-        likelihoods = log_softmax(logs / temperature, axis=1)
-        return -likelihoods[np.arange(len(labels)), labels].mean()
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
@@ -701,6 +730,25 @@ def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> plt.Figu
     accuracy = 100 * metrics["accuracy"]
     title = f"{metrics['images']} test images, accuracy {accuracy:.1f} %"
     axis.set(title=title, xlabel="predicted", ylabel="true")
+    return figure
+
+
+def plot_reliability(metrics: dict) -> plt.Figure:
+    """Draw how often answers are right against how sure they are, in 15 bins."""
+    bins = pd.DataFrame(metrics["reliability"])
+    shown = bins[bins.images > 0]
+    figure, (axis, counts) = plt.subplots(
+        2, figsize=(6, 7), height_ratios=[3, 1], sharex=True, layout="constrained"
+    )
+    axis.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
+    axis.plot(shown.confidence, shown.accuracy, marker="o", label="this model")
+    axis.set(title="Reliability, all test images", ylabel="images classified right")
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend()
+    edges = np.arange(len(bins)) / len(bins)
+    counts.bar(edges, bins.images, 1 / len(bins), align="edge", edgecolor="white")
+    counts.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    counts.xaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
@@ -730,25 +778,6 @@ def plot_example_images(train: pd.DataFrame, seed: int) -> plt.Figure:
             axis.set(xticks=[], yticks=[], frame_on=False)
         for axis, path in zip(row, faces, strict=False):
             axis.imshow(utils.read_face(path), cmap="gray", vmin=0, vmax=1)
-    return figure
-
-
-def plot_reliability(metrics: dict) -> plt.Figure:
-    """Draw how often answers are right against how sure they are, in 15 bins."""
-    bins = pd.DataFrame(metrics["reliability"])
-    shown = bins[bins.images > 0]
-    figure, (axis, counts) = plt.subplots(
-        2, figsize=(6, 7), height_ratios=[3, 1], sharex=True, layout="constrained"
-    )
-    axis.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
-    axis.plot(shown.confidence, shown.accuracy, marker="o", label="this model")
-    axis.set(title="Reliability, all test images", ylabel="images classified right")
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.legend()
-    edges = np.arange(len(bins)) / len(bins)
-    counts.bar(edges, bins.images, 1 / len(bins), align="edge", edgecolor="white")
-    counts.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
-    counts.xaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
@@ -824,6 +853,9 @@ def write_results(
         UserError: if an image can no longer be read.
     """
     folder, attributes = args.model_path.parent, describe_run(args, parts)
+    attributes["temperature"] = None
+    if "validation" in parts:
+        attributes["temperature"] = calibrate(model, parts["validation"])
     with utils.replacing(args.model_path) as new_model:
         utils.save_model(model, new_model, attributes)
         saved_model, _ = utils.load_model(new_model)
@@ -839,6 +871,7 @@ def write_results(
         figures = {
             "learning_curves.png": plot_learning_curves(history, watched),
             "confusion_matrix.png": confusion,
+            "reliability.png": plot_reliability(metrics["test"]),
             "class_distribution.png": plot_class_distribution(parts),
             "example_images.png": plot_example_images(parts["train"], args.seed),
         }
@@ -855,9 +888,6 @@ def write_results(
 
 
 def run(args: argparse.Namespace) -> None:
-    attributes["temperature"] = None
-    if "validation" in parts:
-        attributes["temperature"] = calibrate(model, parts["validation"])
     """Index, fit, evaluate, save, report.
 
     Raises:
@@ -872,7 +902,6 @@ def run(args: argparse.Namespace) -> None:
     model, history = fit(parts["train"], parts[watched], args)
     try:
         metrics, names = write_results(model, history, parts, watched, args)
-            "reliability.png": plot_reliability(metrics["test"]),
         checkpoint_path(args.model_path).unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error}") from error

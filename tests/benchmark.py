@@ -57,13 +57,20 @@ def flops(model: Any) -> int:
     return int(total)
 
 
+def dropout() -> float:
+    """Return the dropout of 15 epochs of FER2013."""
+    import train
+
+    return train.regularize(15 * 28_273)["dropout"]
+
+
 def default_model() -> tuple[Any, argparse.Namespace]:
     """Build the network that python train.py trains in a long run."""
     import train
 
-    args = train.parse_args(["--epochs", str(train.FULL_REGULARIZATION)])
+    args = train.parse_args(["--epochs", "15"])
     args.precision = train.choose_precision()
-    return train.make_model(args, steps=10_000, regularization=1), args
+    return train.make_model(args, steps=10_000, dropout=dropout()), args
 
 
 def in_memory() -> dict[str, Any]:
@@ -185,11 +192,11 @@ def torch_in_memory() -> dict[str, Any]:
     model = nn.Sequential(
         *blocks,
         nn.Flatten(),
-        nn.Dropout(train.DROPOUT),
+        nn.Dropout(dropout()),
         nn.Linear(channels[-1] * side * side, args.dense_units, bias=False),
         nn.BatchNorm1d(args.dense_units),
         nn.ReLU(),
-        nn.Dropout(train.DROPOUT),
+        nn.Dropout(dropout()),
         nn.Linear(args.dense_units, 6),
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(

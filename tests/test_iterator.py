@@ -24,10 +24,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return train.index_folder(tree / "train", CLASSES)[0]
 
 
-def training_iterator(index: pd.DataFrame, **options: int) -> train.FaceIterator:
+def training_iterator(index: pd.DataFrame, **options: float) -> train.FaceIterator:
     """Return an iterator as training uses it."""
-    options = {"batch_size": 8, "seed": 5} | options
-    generator = ImageDataGenerator(horizontal_flip=True, **train.AUGMENTATION)
+    options = {"batch_size": 8, "seed": 5, "erasing": 0.5, "mixup": 0.2} | options
+    generator = ImageDataGenerator(horizontal_flip=True, rotation_range=10)
     return train.FaceIterator(index, generator, shuffle=True, **options)
 
 
@@ -87,7 +87,7 @@ def test_other_seed_other_batches(index: pd.DataFrame) -> None:
 
 
 def test_each_epoch_has_its_own_order_and_no_image_twice(index: pd.DataFrame) -> None:
-    iterator = training_iterator(index)
+    iterator = training_iterator(index, erasing=0, mixup=0)
     iterator.generator = ImageDataGenerator()  # so that faces can be told apart
     orders = []
     for epoch in range(2):
@@ -114,7 +114,7 @@ def test_validation_is_every_image_bit_for_bit(index: pd.DataFrame) -> None:
 
 
 def test_training_is_augmented_within_the_range(index: pd.DataFrame) -> None:
-    iterator = training_iterator(index)
+    iterator = training_iterator(index, mixup=0)
     faces, labels = iterator[0]
     rows = iterator.index_array[:8]
     plain = np.stack([utils.read_face(index.path[row]) for row in rows])
@@ -122,3 +122,53 @@ def test_training_is_augmented_within_the_range(index: pd.DataFrame) -> None:
     assert 0 <= faces.min() < faces.max() <= 1
     assert all(not np.array_equal(a, b) for a, b in zip(faces, plain, strict=True))
     np.testing.assert_array_equal(labels.argmax(axis=1), rows // 12)
+
+
+def test_mixup_mixes_faces_and_labels_alike(index: pd.DataFrame) -> None:
+    iterator = training_iterator(index, erasing=0, mixup=1)
+    iterator.generator = ImageDataGenerator()
+    mixed, shares = iterator[0]
+    iterator.mixup = 0
+    faces, labels = iterator[0]
+    # Where neighbours differ in class, the share is the label's; it is one a batch.
+    others = np.roll(labels, 1, axis=0)
+    differ = (labels != others).any(axis=1)
+    own = shares[differ][labels[differ] == 1]
+    assert 0.01 < own[0] < 0.99
+    np.testing.assert_allclose(own, own[0], rtol=1e-6)
+    expected = own[0] * faces + (1 - own[0]) * np.roll(faces, 1, axis=0)
+    np.testing.assert_allclose(mixed, expected, atol=1e-6)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_erasing_fills_one_rectangle_with_noise() -> None:
+    random, areas = np.random.default_rng(1), []
+    for _ in range(500):
+        face = np.full((48, 48, 1), 2, np.float32)
+        train.erase(face, random)
+        rows, columns = np.where(face[..., 0] != 2)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert len(rows) == height * width  # a whole rectangle
+        assert min(height, width) >= 6 and max(height, width) <= 24
+        noise = face[face != 2]
+        assert 0 <= noise.min() < noise.max() < 1
+        areas.append(height * width / 48**2)
+    assert min(areas) < 0.03 and max(areas) > 0.22
+    assert np.mean(areas) == pytest.approx((15 / 48) ** 2, rel=0.1)
+
+
+@pytest.mark.parametrize("probability", [0, 0.25, 1])
+def test_so_many_are_erased(index: pd.DataFrame, probability: float) -> None:
+    iterator = training_iterator(index, erasing=probability, mixup=0, batch_size=36)
+    iterator.generator = ImageDataGenerator()
+    erased = 0
+    for epoch in range(20):
+        iterator.set_epoch(epoch)
+        faces, plain = iterator[0][0], iterator.index_array
+        paths = index.path[plain]
+        erased += sum(
+            not np.array_equal(face, utils.read_face(path))
+            for face, path in zip(faces, paths, strict=True)
+        )
+    # Standard error: 0.016 of 720 faces.
+    assert erased / 720 == pytest.approx(probability, abs=0.05 * (0 < probability < 1))

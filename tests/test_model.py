@@ -131,17 +131,33 @@ def test_a_diverging_run_is_stopped(tree: Path) -> None:
         fit(tree, "--learning-rate", "1000", "--epochs", "20")
 
 
-def test_short_runs_are_regularized_less(tree: Path) -> None:
+def test_short_runs_are_regularized_less() -> None:
+    assert set(train.regularize(0).values()) == {0}
+    half, full = train.regularize(212_500), train.regularize(425_000)
+    assert (full["dropout"], full["rotation"], full["mixup"]) == (0.3, 10, 0)
+    assert half == {name: value / 2 for name, value in full.items()}
+    long, longer = train.regularize(2_400_000), train.regularize(10**9)
+    assert (long["dropout"], long["erasing"], long["mixup"]) == (0.4, 0.25, 0.2)
+    assert longer == long
+
+
+def test_regularization_reaches_network_and_batches(tree: Path) -> None:
     index, _ = train.index_folder(tree / "train", CLASSES)
-    words = ["--filters", "4", "--precision", "float32", "--epochs"]
-    for epochs, strength in (("2", 2 * 36 / 400_000), ("20000", 1)):
-        args = train.parse_args([*words, epochs])
-        assert train.regularization(args, index) == pytest.approx(strength)
-        model = train.make_model(args, 10, train.regularization(args, index))
-        rates = [layer.rate for layer in model.layers if hasattr(layer, "rate")]
-        assert rates == pytest.approx([train.DROPOUT * strength] * 2)
-        generator = train.make_generators(index, index, args)[0].generator
-        assert generator.rotation_range == pytest.approx(10 * strength)
+    words = ["--filters", "4", "--precision", "float32", "--epochs", "30000"]
+    args = train.parse_args(words)
+    strength = train.regularize(30_000 * 36)
+    model = train.make_model(args, 10, dropout=strength["dropout"])
+    rates = [layer.rate for layer in model.layers if hasattr(layer, "rate")]
+    assert rates == [strength["dropout"]] * 2
+    batches, watched = train.make_generators(index, index, args)
+    assert (batches.erasing, batches.mixup) == (strength["erasing"], strength["mixup"])
+    generator, shift = batches.generator, strength["shift"]
+    assert generator.horizontal_flip
+    assert generator.rotation_range == strength["rotation"]
+    assert generator.width_shift_range == generator.height_shift_range == shift
+    assert generator.zoom_range == [1 - strength["zoom"], 1 + strength["zoom"]]
+    assert (watched.erasing, watched.mixup, watched.shuffle) == (0, 0, False)
+    assert not watched.generator.horizontal_flip
 
 
 def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
@@ -235,7 +251,7 @@ def test_no_model_file(tmp_path: Path) -> None:
 def test_metrics() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     predictions = np.array([0, 0, 0, 1, 1, 0, 0, 1])
-    metrics = utils.classification_metrics(labels, predictions, 3)
+    metrics = utils.classification_metrics(labels, np.eye(3)[predictions])
     assert metrics["images"] == 8
     assert metrics["accuracy"] == 4 / 8
     assert metrics["confusion_matrix"] == [[3, 1, 0], [1, 1, 0], [1, 1, 0]]
@@ -245,12 +261,109 @@ def test_metrics() -> None:
     assert metrics["macro_recall"] == pytest.approx((3 / 4 + 1 / 2) / 3)
 
 
+def test_calibration() -> None:
+    confidences = np.array([0.34, 0.38, 0.55, 0.55, 0.55, 0.55, 0.95, 1.0])
+    right = np.array([0, 1, 1, 1, 0, 0, 1, 1], bool)
+    metrics = utils.calibration_metrics(confidences, right)
+    # Gaps of the bins [5/15, 6/15), [8/15, 9/15), [14/15, 1], weighted by images.
+    error = 2 / 8 * (0.5 - 0.36) + 4 / 8 * (0.55 - 0.5) + 2 / 8 * (1 - 0.975)
+    assert metrics["calibration_error"] == pytest.approx(error)
+    bins = metrics["reliability"]
+    assert [(i, n) for i, n in enumerate(bins["images"]) if n] == [
+        (5, 2),
+        (8, 4),
+        (14, 2),
+    ]
+    assert bins["confidence"][8] == pytest.approx(0.55)
+    assert (bins["accuracy"][5], bins["accuracy"][8]) == (0.5, 0.5)
+    np.testing.assert_allclose(
+        metrics["coverage"],
+        [
+            [0.5, 6 / 8, 4 / 6],
+            [0.6, 2 / 8, 1],
+            [0.7, 2 / 8, 1],
+            [0.8, 2 / 8, 1],
+        ],
+    )
+
+
+def test_calibration_error_of_a_perfect_model() -> None:
+    random = np.random.default_rng(5)
+    confidences = random.uniform(0.2, 1, 3500)
+    errors = []
+    for _ in range(50):
+        right = random.random(3500) < confidences
+        metrics = utils.calibration_metrics(confidences, right)
+        errors.append(metrics["calibration_error"])
+    expected = metrics["calibration_error_of_perfect"]
+    assert np.mean(errors) == pytest.approx(expected, rel=0.1)
+
+
+def test_views() -> None:
+    faces = np.random.default_rng(1).random((3, 48, 48, 1))
+    views = utils.make_views(faces)
+    assert len(views) == 2 * len(utils.SHIFTS)
+    np.testing.assert_array_equal(views[0], faces)
+    np.testing.assert_array_equal(views[1], faces[:, :, ::-1])
+    for number, (down, right) in enumerate(utils.SHIFTS):
+        rows = np.clip(np.arange(48) - down, 0, 47)  # the edge is repeated
+        columns = np.clip(np.arange(48) - right, 0, 47)
+        expected = faces[:, rows][:, :, columns]
+        np.testing.assert_array_equal(views[2 * number], expected)
+        np.testing.assert_array_equal(views[2 * number + 1], expected[:, :, ::-1])
+
+
+def test_views_are_averaged(model: keras.Model) -> None:
+    faces = np.random.default_rng(1).random((3, 48, 48, 1), np.float32)
+    single = utils.predict_faces(model, faces, all_views=False)
+    np.testing.assert_allclose(single, model.predict_on_batch(faces), rtol=1e-6)
+    views = utils.make_views(faces)
+    product = np.prod(
+        [model.predict_on_batch(view).astype(float) for view in views], axis=0
+    )
+    mean = product ** (1 / len(views))
+    expected = mean / mean.sum(axis=1, keepdims=True)
+    average = utils.predict_faces(model, faces)
+    np.testing.assert_allclose(average, expected, rtol=1e-5)
+    assert np.abs(average - single).max() > 1e-4
+
+
+def test_a_temperature_is_folded_in(model: keras.Model, tree: Path) -> None:
+    index, _ = train.index_folder(tree / "test", CLASSES)
+    labels = index.emotion.cat.codes.to_numpy()
+    last = model.layers[-1]
+    # Far too sure of itself, and right in two of three cases.
+    weights = [20 * w for w in last.get_weights()]
+    last.set_weights(weights)
+    before = utils.predict_index(model, index)
+    index["emotion"] = pd.Categorical.from_codes(
+        np.where(np.arange(12) % 3, before.argmax(axis=1), labels), CLASSES
+    )
+    labels = index.emotion.cat.codes.to_numpy()
+
+    def cross_entropy(probabilities: np.ndarray) -> float:
+        return -np.log(probabilities[np.arange(12), labels]).mean()
+
+    def tempered(temperature: float) -> np.ndarray:
+        values = before.astype(float) ** (1 / temperature)
+        return values / values.sum(axis=1, keepdims=True)
+
+    temperature = train.calibrate(model, index)
+    after = utils.predict_index(model, index)
+    np.testing.assert_allclose(after, tempered(temperature), rtol=1e-3, atol=1e-5)
+    assert cross_entropy(after) < cross_entropy(before)
+    for other in (0.9 * temperature, 1.1 * temperature):
+        assert cross_entropy(after) < cross_entropy(tempered(other))
+    for new, old in zip(last.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(new, old / temperature, rtol=1e-6)
+
+
 def test_predictions_keep_order_around_broken_files(
     model: keras.Model, tree: Path
 ) -> None:
     paths = sorted(str(path) for path in (tree / "train").rglob("*.png"))
     faces = np.stack([utils.read_face(path) for path in paths])
-    expected = model.predict_on_batch(faces)
+    expected = utils.predict_faces(model, faces)
     broken = [0, 1, 2, 3, 9, len(paths) + 4]  # one whole batch among them
     for position in broken:
         paths.insert(position, str(tree / "missing.png"))

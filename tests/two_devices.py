@@ -37,7 +37,7 @@ def weights_of(
     generator = np.random.default_rng(1)
     faces = generator.random((8, 48, 48, 1), np.float32)
     labels = np.eye(3, dtype=np.float32)[generator.integers(0, 3, 8)]
-    model = train.make_model(args, steps=3, regularization=0)
+    model = train.make_model(args, steps=3, dropout=0)
     assert model.distribute_strategy.num_replicas_in_sync == devices
     batch = (np.tile(faces, (devices, 1, 1, 1)), np.tile(labels, (devices, 1)))
     batches = tf.data.Dataset.from_tensors(batch).repeat(3)
