@@ -2,9 +2,11 @@
 
     python predict.py --image new_folder/new_image.jpg
     python predict.py --image photos/ more/face.png --model models/demo.h5
+    python predict.py --evaluate data/test
 
 For one image it prints the emotion, then the probability of each; for several, a line
-each. Run train.py first, or use the model that is there.
+each; with --evaluate, how often it is right about a folder of <emotion>/ folders. Run
+train.py first, or use the model that is there.
 """
 
 import argparse
@@ -26,13 +28,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--image",
         type=Path,
         nargs="+",
-        required=True,
         default=argparse.SUPPRESS,
         help="image files of one face each, or folders of them, searched recursively",
+    )
+    what.add_argument(
+        "--evaluate",
+        type=Path,
+        metavar="FOLDER",
+        help="measure the model on a folder that holds <emotion>/ folders",
     )
     parser.add_argument(
         "--model",
@@ -88,12 +96,31 @@ def predict(args: argparse.Namespace) -> int:
     return failed
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """Print how right the model is about a folder; return 1 if a file is unreadable.
+
+    If a folder train/ stands beside it, the images that it holds, too, are told apart.
+    """
+    model, attributes = utils.load_model(args.model)
+    class_names = attributes["class_names"]
+    index, unreadable = utils.index_folder(args.evaluate, class_names)
+    for line in unreadable:
+        print(f"predict.py: error: {line}", file=sys.stderr)
+    train_folder = args.evaluate.parent / "train"
+    if train_folder.is_dir() and not train_folder.samefile(args.evaluate):
+        train_index, _ = utils.index_folder(train_folder, class_names)
+        index["in_train"] = index.digest.isin(train_index.digest)
+    utils.describe_metrics(utils.evaluate(model, index), class_names)
+    return bool(unreadable)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; an expected failure is one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are told by name
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may be any bytes
     try:
-        sys.exit(predict(parse_args(argv)))
+        args = parse_args(argv)
+        sys.exit(evaluate(args) if args.evaluate else predict(args))
     except UserError as error:
         sys.exit(f"predict.py: error: {error}")
 

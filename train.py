@@ -23,7 +23,6 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 import utils
-from utils import IMAGE_SIZE, RESCALE, UserError
+from utils import IMAGE_SIZE, RESCALE, WORKERS, UserError
 
 with utils.starting_tensorflow():
     import keras
@@ -68,10 +67,10 @@ REGULARIZATION = {
     "erasing": [0, 0, 0.25],  # probability (Zhong et al. 2017)
     "mixup": [0, 0, 0.2],  # alpha (Zhang et al. 2018)
 }
-WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read and transform
 STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
 PRECISIONS = ["float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
+
 
 NO_DATA = """{folder}: no such folder. Get FER2013 with one of
   pip install kaggle && kaggle datasets download msambare/fer2013 --path data --unzip
@@ -138,68 +137,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"--filters: {len(args.filters)} blocks leave nothing of the image"
         )
     return args
-
-
-def list_folders(folder: Path) -> list[str]:
-    """Return the names of a folder's own folders, sorted, without hidden ones.
-
-    Raises:
-        UserError: if there is no such folder, or it cannot be read.
-    """
-    if not os.path.isdir(folder):
-        raise UserError(NO_DATA.format(folder=folder))
-    try:
-        found = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}") from error
-    return sorted(name for name in found if name[0] != ".")
-
-
-def index_folder(
-    folder: Path, class_names: Sequence[str]
-) -> tuple[pd.DataFrame, list[str]]:
-    """Decode every image below folder/<class name>/ once.
-
-    Returns:
-        A table with a row an image: path, emotion, and digest, a 64-bit hash of its
-        pixels (equal images have equal digests). And a line for each file left out
-        because it cannot be read.
-
-    Raises:
-        UserError: if a class has no folder or no image.
-    """
-    found = list_folders(folder)
-    if missing := [name for name in class_names if name not in found]:
-        raise UserError(
-            f"{folder}: no folder {', '.join(missing)}; "
-            f"found instead: {', '.join(found) or 'nothing'}"
-        )
-
-    def digest(path: str) -> int | str:
-        try:
-            pixels = utils.read_pixels(path)
-        except OSError as error:
-            return str(error)
-        return int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "big")
-
-    files = [(p, name) for name in class_names for p in utils.list_files(folder / name)]
-    index = pd.DataFrame(files, columns=["path", "emotion"])
-    index["emotion"] = pd.Categorical(index.emotion, class_names)
-    digests: list[int | str] = []
-    begin, progress = time.monotonic(), keras.utils.Progbar(len(index))
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for start in range(0, len(index), 1000):  # a few at once: memory stays flat
-            digests += pool.map(digest, index.path[start : start + 1000])
-            if sys.stdout.isatty() and time.monotonic() - begin > 2:
-                progress.update(len(digests))
-    readable = [isinstance(digest, int) for digest in digests]
-    for name, images in index[readable].emotion.value_counts().items():
-        if images == 0:
-            bad = sum(index.emotion == name)
-            raise UserError(f"{folder / name}: no image, {bad} files of other kinds")
-    index = index[readable].reset_index(drop=True)
-    index["digest"] = np.array([d for d in digests if isinstance(d, int)], np.uint64)
-    return index, [digest for digest in digests if isinstance(digest, str)]
 
 
 def split_validation(
@@ -818,8 +755,10 @@ def index_data(args: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], str]:
     parts, unreadable, others = {}, {}, set()
     for name in ("train", "test"):
         part_folder = args.data_dir / name
-        parts[name], unreadable[name] = index_folder(part_folder, args.classes)
-        others.update(set(list_folders(part_folder)) - set(args.classes))
+        if not part_folder.is_dir():
+            raise UserError(NO_DATA.format(folder=part_folder))
+        parts[name], unreadable[name] = utils.index_folder(part_folder, args.classes)
+        others.update(set(utils.list_folders(part_folder)) - set(args.classes))
     if others:
         print(f"left out, not among the classes: {', '.join(sorted(others))}")
     parts["test"]["in_train"] = parts["test"].digest.isin(parts["train"].digest)

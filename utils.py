@@ -3,24 +3,34 @@
 If the two scripts disagreed about any of this, predictions would be silently wrong.
 """
 
+from __future__ import annotations
+
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import struct
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+if TYPE_CHECKING:  # what takes long to import is imported where it is used
+    import keras
+    import pandas as pd
+
 IMAGE_SIZE = 48  # pixels a side, FER2013's own size
 RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
-SHIFTS = [(0, 0), (-2, 0), (2, 0), (0, -2), (0, 2)]  # of views: pixels down, right
+SHIFTS = [(0, 0), (-2, 0), (2, 0)]  # of the views, in pixels down and right
 MODEL_PATH = Path("models/face_classification_model.h5")
 
+WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
 PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
 
 # What Pillow's decoders raise on files that are broken or no images at all.
@@ -149,6 +159,71 @@ def read_face(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
     return pixels[..., np.newaxis] * np.float32(RESCALE)
 
 
+def list_folders(folder: Path) -> list[str]:
+    """Return the names of a folder's own folders, sorted, without hidden ones.
+
+    Raises:
+        UserError: if there is no such folder, or it cannot be read.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder")
+    try:
+        found = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from error
+    return sorted(name for name in found if name[0] != ".")
+
+
+def index_folder(
+    folder: Path, class_names: Sequence[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Decode every image below folder/<class name>/ once.
+
+    Returns:
+        A table with a row an image: path, emotion, and digest, a 64-bit hash of its
+        pixels (equal images have equal digests). And a line for each file left out
+        because it cannot be read.
+
+    Raises:
+        UserError: if a class has no folder or no image.
+    """
+    import keras
+    import pandas as pd
+
+    found = list_folders(folder)
+    if missing := [name for name in class_names if name not in found]:
+        raise UserError(
+            f"{folder}: no folder {', '.join(missing)}; "
+            f"found instead: {', '.join(found) or 'nothing'}"
+        )
+
+    def digest(path: str) -> int | str:
+        try:
+            pixels = read_pixels(path)
+        except OSError as error:
+            return str(error)
+        return int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "big")
+
+    files = [(p, name) for name in class_names for p in list_files(folder / name)]
+    index = pd.DataFrame(files, columns=["path", "emotion"])
+    index["emotion"] = pd.Categorical(index.emotion, class_names)
+    digests: list[int | str] = []
+    begin, progress = time.monotonic(), keras.utils.Progbar(len(index))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for start in range(0, len(index), 1000):  # a few at once: memory stays flat
+            digests += pool.map(digest, index.path[start : start + 1000])
+            if sys.stdout.isatty() and time.monotonic() - begin > 2:
+                progress.update(len(digests))
+    readable = [isinstance(digest, int) for digest in digests]
+    for name, images in index[readable].emotion.value_counts().items():
+        if images == 0:
+            bad = sum(index.emotion == name)
+            raise UserError(f"{folder / name}: no image, {bad} files of other kinds")
+    index = index[readable].reset_index(drop=True)
+    index["digest"] = np.array([d for d in digests if isinstance(d, int)], np.uint64)
+    return index, [digest for digest in digests if isinstance(digest, str)]
+
+
 def make_views(faces: np.ndarray) -> list[np.ndarray]:
     """Show faces of shape (n, size, size, 1) as they are and shifted, each mirrored.
 
@@ -164,7 +239,9 @@ def make_views(faces: np.ndarray) -> list[np.ndarray]:
     return views
 
 
-def predict_faces(model: Any, faces: np.ndarray, all_views: bool = True) -> np.ndarray:
+def predict_faces(
+    model: keras.Model, faces: np.ndarray, all_views: bool = True
+) -> np.ndarray:
     """Predict faces of shape (n, size, size, 1), values in [0, 1].
 
     Returns:
@@ -179,7 +256,7 @@ def predict_faces(model: Any, faces: np.ndarray, all_views: bool = True) -> np.n
 
 
 def predict_files(
-    model: Any,
+    model: keras.Model,
     paths: Sequence[str],
     image_size: int,
     batch_size: int = 64,
@@ -205,7 +282,9 @@ def predict_files(
             yield next(probabilities) if isinstance(result, np.ndarray) else result
 
 
-def predict_index(model: Any, index: Any, all_views: bool = True) -> np.ndarray:
+def predict_index(
+    model: keras.Model, index: pd.DataFrame, all_views: bool = True
+) -> np.ndarray:
     """Predict every image of an index, a table with a column path.
 
     Returns:
@@ -221,21 +300,24 @@ def predict_index(model: Any, index: Any, all_views: bool = True) -> np.ndarray:
     return np.stack(results)
 
 
-def evaluate(model: Any, index: Any) -> dict[str, Any]:
-    """Measure a model on all images of an index, and on those not in_train, too.
+def evaluate(model: keras.Model, index: pd.DataFrame) -> dict[str, Any]:
+    """Measure a model on the images of an index.
 
     Returns:
-        classification_metrics of both, named test and leak_free, with the accuracy of
-        a single view added as one_view.
+        classification_metrics of all of them as test, and, if the index has a column
+        in_train, of those that are not, as leak_free. With each the accuracy of a
+        single view, as one_view.
 
     Raises:
         UserError: if an image can no longer be read.
     """
     probabilities = predict_index(model, index)
     single = predict_index(model, index, all_views=False).argmax(axis=1)
-    labels, clean = index.emotion.cat.codes.to_numpy(), ~index.in_train.to_numpy()
-    metrics = {}
-    for name, chosen in {"test": slice(None), "leak_free": clean}.items():
+    labels, metrics = index.emotion.cat.codes.to_numpy(), {}
+    parts = {"test": np.full(len(index), True)}
+    if "in_train" in index:
+        parts["leak_free"] = ~index.in_train.to_numpy()
+    for name, chosen in parts.items():
         metrics[name] = classification_metrics(labels[chosen], probabilities[chosen])
         right = single[chosen] == labels[chosen]
         metrics[name]["one_view"] = right.sum() / max(len(right), 1)
@@ -331,10 +413,10 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> Non
         print(f"{least:19} {percent(share):>7} {percent(accuracy):>9}")
     most = int(images.argmax())
     for name, place in {"test": "all", "leak_free": "not also in train"}.items():
-        part = metrics[name]
-        if not (count := part["images"]):
+        part = metrics.get(name)
+        if not part or not part["images"]:
             continue
-        accuracy = part["accuracy"]
+        count, accuracy = part["images"], part["accuracy"]
         spread = 1.96 * (accuracy * (1 - accuracy) / count) ** 0.5
         guess = sum(part["confusion_matrix"][most]) / count
         print(
@@ -365,7 +447,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_model(model: Any, path: Path, attributes: dict[str, Any]) -> None:
+def save_model(model: keras.Model, path: Path, attributes: dict[str, Any]) -> None:
     """Write a model with its attributes, without optimizer state."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
     model.save(path, include_optimizer=False)
@@ -384,7 +466,7 @@ def write_attributes(path: Path, attributes: dict[str, Any]) -> None:
             file.attrs[name] = json.dumps(value)
 
 
-def load_model(path: Path) -> tuple[Any, dict[str, Any]]:
+def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Load a model file that train.py wrote.
 
     Returns:

@@ -114,7 +114,7 @@ def pipeline() -> dict[str, Any]:
     import train  # before Keras: it sets TensorFlow up
 
     keras = train.keras
-    index, _ = train.index_folder(ROOT / "data" / "train", train.CLASS_NAMES)
+    index, _ = train.utils.index_folder(ROOT / "data" / "train", train.CLASS_NAMES)
     index = index.sample(min(len(index), 4000), random_state=1).reset_index(drop=True)
     model, args = default_model()
     batches, _ = train.make_generators(index, index, args)
@@ -337,7 +337,7 @@ def index_and_train(folder: str) -> dict[str, float]:
 
     names = [f"emotion {emotion}" for emotion in range(6)]
     begin = time.perf_counter()
-    index, _ = train.index_folder(Path(folder) / "train", names)
+    index, _ = train.utils.index_folder(Path(folder) / "train", names)
     seconds = time.perf_counter() - begin
     table = index.memory_usage(deep=True).sum() / 1e6
     begin = time.perf_counter()

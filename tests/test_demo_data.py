@@ -8,7 +8,7 @@ import pytest
 from conftest import EMOTIONS, ROOT
 from PIL import Image
 
-import train
+import utils
 
 DEMO = ROOT / "data" / "demo"
 
@@ -27,8 +27,8 @@ def test_the_script_draws_the_same_faces_again(
 
 
 def test_counts_and_size() -> None:
-    train_index, _ = train.index_folder(DEMO / "train", EMOTIONS)
-    test_index, _ = train.index_folder(DEMO / "test", EMOTIONS)
+    train_index, _ = utils.index_folder(DEMO / "train", EMOTIONS)
+    test_index, _ = utils.index_folder(DEMO / "test", EMOTIONS)
     assert set(train_index.emotion.value_counts()) == {40}
     assert set(test_index.emotion.value_counts()) == {10}
     assert train_index.digest.is_unique

@@ -9,13 +9,14 @@ from conftest import make_tree, random_pixels
 from PIL import Image
 
 import train
+import utils
 from utils import UserError
 
 CLASSES = ["angry", "happy", "sad"]
 
 
 def test_a_row_an_image(tree: Path) -> None:
-    index, unreadable = train.index_folder(tree / "train", CLASSES)
+    index, unreadable = utils.index_folder(tree / "train", CLASSES)
     assert unreadable == []
     assert index.emotion.value_counts().to_dict() == dict.fromkeys(CLASSES, 12)
     assert index.path[0] == str(tree / "train" / "angry" / "00.png")
@@ -24,7 +25,7 @@ def test_a_row_an_image(tree: Path) -> None:
 
 
 def test_labels_follow_the_classes_not_the_folders(tree: Path) -> None:
-    index, _ = train.index_folder(tree / "train", ["sad", "angry"])
+    index, _ = utils.index_folder(tree / "train", ["sad", "angry"])
     labels = dict(zip(index.emotion, index.emotion.cat.codes, strict=True))
     assert labels == {"sad": 0, "angry": 1}
 
@@ -35,7 +36,7 @@ def test_equal_pixels_have_equal_digests_in_any_format(tree: Path) -> None:
     face.save(folder / "a.BMP")
     face.convert("RGB").save(folder / "b.webp", lossless=True)
     Image.fromarray(random_pixels(99) ^ 1).save(folder / "c.png")
-    index, _ = train.index_folder(tree / "test", CLASSES)
+    index, _ = utils.index_folder(tree / "test", CLASSES)
     digest = {
         Path(path).name: d for path, d in zip(index.path, index.digest, strict=True)
     }
@@ -50,14 +51,14 @@ def test_unreadable_files_are_left_out_and_told(tree: Path) -> None:
     (folder / "notes.txt").write_text("no image")
     (folder / "Thumbs.db").write_text("passed over")
     (folder / ".DS_Store").write_text("passed over")
-    index, unreadable = train.index_folder(tree / "train", CLASSES)
+    index, unreadable = utils.index_folder(tree / "train", CLASSES)
     assert len(index) == 36
     names = [Path(line.partition(": ")[0]).name for line in unreadable]
     assert names == ["empty.jpg", "notes.txt", "truncated.png"]
 
 
 def test_other_folders_are_left_out(tree: Path) -> None:
-    index, _ = train.index_folder(tree / "train", ["angry", "sad"])
+    index, _ = utils.index_folder(tree / "train", ["angry", "sad"])
     assert set(index.emotion) == {"angry", "sad"}
 
 
@@ -65,7 +66,7 @@ def test_a_missing_class_is_named_with_what_is_there(tree: Path) -> None:
     shutil.rmtree(tree / "test" / "sad")
     (tree / "test" / "Sad").mkdir()
     with pytest.raises(UserError, match=r"test: no folder sad; .*Sad, angry, happy"):
-        train.index_folder(tree / "test", CLASSES)
+        utils.index_folder(tree / "test", CLASSES)
 
 
 @pytest.mark.parametrize("content", [None, b"no image"])
@@ -78,12 +79,12 @@ def test_a_class_without_images_is_named(tree: Path, content: bytes | None) -> N
     with pytest.raises(
         UserError, match=rf"{folder}: no image, {bool(content):d} files"
     ):
-        train.index_folder(tree / "train", CLASSES)
+        utils.index_folder(tree / "train", CLASSES)
 
 
 def test_no_data_tells_how_to_get_some(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        train.index_folder(tmp_path / "train", CLASSES)
+        train.index_data(train.parse_args(["--data-dir", str(tmp_path)]))
     for word in ("kagglehub", "kaggle datasets download", "data/demo"):
         assert word in str(error.value)
 
@@ -94,7 +95,7 @@ def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:
         for number in range(0, 40, 2):
             source = tree / "train" / name / f"{number:02}.png"
             shutil.copy(source, tree / "train" / "angry" / f"copy_{name}_{number}.png")
-    index, _ = train.index_folder(tree / "train", CLASSES)
+    index, _ = utils.index_folder(tree / "train", CLASSES)
     training, validation = train.split_validation(index, 0.25, seed=3)
     assert len(training) + len(validation) == len(index) == 160
     assert set(training.path).isdisjoint(validation.path)
@@ -108,7 +109,7 @@ def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:
 
 
 def test_too_few_images_to_split(tree: Path) -> None:
-    index, _ = train.index_folder(tree / "train", CLASSES)
+    index, _ = utils.index_folder(tree / "train", CLASSES)
     with pytest.raises(UserError, match=r"--validation-split 0\.01"):
         train.split_validation(index, 0.01, seed=1)
 
@@ -120,7 +121,7 @@ def test_the_table_counts_repeated_and_shared_images(
     shutil.copy(source, tree / "train" / "sad" / "again.png")
     for number in range(2):
         shutil.copy(source, tree / "test" / "happy" / f"leak{number}.png")
-    parts = {n: train.index_folder(tree / n, CLASSES)[0] for n in ("train", "test")}
+    parts = {n: utils.index_folder(tree / n, CLASSES)[0] for n in ("train", "test")}
     parts["test"]["in_train"] = parts["test"].digest.isin(parts["train"].digest)
     unreadable = {"train": [f"file{i}: not an image" for i in range(7)], "test": []}
     train.describe_data(parts, unreadable)

@@ -21,7 +21,7 @@ CLASSES = ["angry", "happy", "sad"]
 def index(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """Index 36 images."""
     tree = make_tree(tmp_path_factory.mktemp("iterator") / "faces", CLASSES)
-    return train.index_folder(tree / "train", CLASSES)[0]
+    return utils.index_folder(tree / "train", CLASSES)[0]
 
 
 def training_iterator(index: pd.DataFrame, **options: float) -> train.FaceIterator:

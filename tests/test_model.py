@@ -38,7 +38,7 @@ def fit(tree: Path, *options: str) -> tuple[keras.Model, pd.DataFrame]:
     words = f"--classes {' '.join(CLASSES)} --filters 4 8 --dense-units 5".split()
     words += ["--model-path", str(tree.parent / "model.h5"), "--precision", "float32"]
     args = train.parse_args([*words, "--epochs", "2", "--batch-size", "8", *options])
-    parts = [train.index_folder(tree / p, CLASSES)[0] for p in ("train", "test")]
+    parts = [utils.index_folder(tree / p, CLASSES)[0] for p in ("train", "test")]
     return train.fit(*parts, args)
 
 
@@ -115,7 +115,7 @@ def test_what_is_watched_is_what_is_left(tree: Path) -> None:
     model, history = fit(tree, "--epochs", "4", "--batch-size", "2")
     assert list(history.columns) == ["accuracy", "loss", "val_accuracy", "val_loss"]
     assert (history.index.name, list(history.index)) == ("epoch", [1, 2, 3, 4])
-    test = train.index_folder(tree / "test", CLASSES)[0]
+    test = utils.index_folder(tree / "test", CLASSES)[0]
     faces = np.stack([utils.read_face(path) for path in test.path])
     probabilities = model.predict_on_batch(faces)
     labels = np.eye(3)[test.emotion.cat.codes]
@@ -142,7 +142,7 @@ def test_short_runs_are_regularized_less() -> None:
 
 
 def test_regularization_reaches_network_and_batches(tree: Path) -> None:
-    index, _ = train.index_folder(tree / "train", CLASSES)
+    index, _ = utils.index_folder(tree / "train", CLASSES)
     words = ["--filters", "4", "--precision", "float32", "--epochs", "30000"]
     args = train.parse_args(words)
     strength = train.regularize(30_000 * 36)
@@ -329,7 +329,7 @@ def test_views_are_averaged(model: keras.Model) -> None:
 
 
 def test_a_temperature_is_folded_in(model: keras.Model, tree: Path) -> None:
-    index, _ = train.index_folder(tree / "test", CLASSES)
+    index, _ = utils.index_folder(tree / "test", CLASSES)
     labels = index.emotion.cat.codes.to_numpy()
     last = model.layers[-1]
     # Far too sure of itself, and right in two of three cases.

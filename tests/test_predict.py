@@ -3,6 +3,7 @@
 The probabilities that it prints are compared with those of the model itself.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,3 +96,31 @@ def test_what_is_missing_needs_no_tensorflow(tmp_path: Path) -> None:
         result = run_without_tensorflow(*options)
         assert (result.returncode, result.stdout) == (1, "")
         assert result.stderr == f"predict.py: error: {message}\n"
+
+
+def test_evaluate_prints_what_training_printed(demo: dict, run: Callable) -> None:
+    words = ["--evaluate", "data/demo/test", "--model", demo["path"]]
+    result = run("predict.py", *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\nTest accuracy ") == 2
+    assert result.stdout in demo["result"].stdout
+
+
+def test_evaluate_names_what_it_cannot_read(
+    demo: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = shutil.copytree(ROOT / "data" / "demo" / "test", tmp_path / "mine")
+    broken = folder / "sad" / "broken.png"
+    broken.write_bytes(b"")
+    words = ["--model", str(demo["path"]), "--evaluate"]
+    with pytest.raises(SystemExit) as stop:
+        predict.main([*words, str(folder)])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1
+    assert err == f"predict.py: error: {broken}: empty file\n"
+    assert "(60 images, all;" in out
+    assert "not also in train" not in out  # no train/ beside it: nobody knows
+    with pytest.raises(SystemExit, match=rf"{tmp_path}/none: no such folder"):
+        predict.main([*words, str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match=r"no folder angry, .*instead: mine"):
+        predict.main([*words, str(tmp_path)])
