@@ -46,7 +46,8 @@ def test_layers(model: keras.Sequential) -> None:
     names = [type(layer).__name__ for layer in model.layers]
     block = "Conv2D MaxPooling2D BatchNormalization ReLU Conv2D BatchNormalization ReLU"
     head = "Flatten Dropout Dense BatchNormalization ReLU Dropout Dense"
-    assert names == [*block.split(), *block.split(), *head.split()]
+    blocks = [*block.split(), *block.split()]
+    assert names == ["GroupNormalization", *blocks, *head.split()]
     assert model.output_shape == (None, 3)
     # Convolutions without bias; gamma and beta, mean and variance; dense layers.
     convolutions = 9 * (1 * 4 + 4 * 4 + 4 * 8 + 8 * 8)
@@ -55,6 +56,18 @@ def test_layers(model: keras.Sequential) -> None:
     assert model.count_params() == convolutions + normalizations + dense
     probabilities = model.predict_on_batch(np.random.rand(2, 48, 48, 1))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_light_and_contrast_change_nothing(model: keras.Model) -> None:
+    faces = np.random.default_rng(1).random((3, 48, 48, 1), np.float32)
+    first = model.layers[0]
+    expected = (faces - faces.mean(axis=(1, 2, 3), keepdims=True)) / np.sqrt(
+        faces.var(axis=(1, 2, 3), keepdims=True) + first.epsilon
+    )
+    np.testing.assert_allclose(first(faces), expected, atol=1e-5)
+    first.epsilon = 0
+    darker = model.layers[0](0.5 * faces + 0.1)
+    np.testing.assert_allclose(darker, first(faces), atol=1e-4)
 
 
 def test_schedule_rises_for_a_tenth_then_falls_to_zero(model: keras.Model) -> None:
@@ -333,7 +346,7 @@ def test_a_temperature_is_folded_in(model: keras.Model, tree: Path) -> None:
     labels = index.emotion.cat.codes.to_numpy()
     last = model.layers[-1]
     # Far too sure of itself, and right in two of three cases.
-    weights = [20 * w for w in last.get_weights()]
+    weights = [5 * w for w in last.get_weights()]
     last.set_weights(weights)
     before = utils.predict_index(model, index)
     index["emotion"] = pd.Categorical.from_codes(

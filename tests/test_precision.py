@@ -138,7 +138,7 @@ def test_to_float32_predicts_the_same() -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = train.build_model((48, 48, 1), 3, [4, 8], 5)
     keras.config.set_dtype_policy("float32")
-    assert model.layers[0].compute_dtype == "bfloat16"
+    assert model.layers[1].compute_dtype == "bfloat16"
     assert model.layers[-1].compute_dtype == "float32"
     faces = np.random.default_rng(1).random((64, 48, 48, 1), np.float32)
     plain = train.to_float32(model)
