@@ -1,25 +1,38 @@
-"""Tell which emotion a face shows.
+"""Tell which emotion the faces in a picture show.
 
     python predict.py --image new_folder/new_image.jpg
-    python predict.py --image photos/ more/face.png --model models/demo.h5
+    python predict.py --image photos/ more/face.png --format csv --output emotions.csv
     python predict.py --evaluate data/test
 
-For one image it prints the emotion, then the probability of each; for several, a line
-each; with --evaluate, how often it is right about a folder of <emotion>/ folders. Run
-train.py first, or use the model that is there.
+In anything larger than a face crop it searches the faces first. For one face it prints
+the emotion, then the probability of each; for several, a line each; with --evaluate,
+how often it is right about a folder of <emotion>/ folders. Run train.py first, or use
+the model that is there.
 """
 
 import argparse
+import csv
+import functools
+import io
+import json
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import utils
-from utils import UserError, percent
+from utils import Face, UserError, percent
+
+CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
+SEARCH_SIZE = 1024  # pixels of the longer side that faces are searched at
+PLACE = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
+NO_FACE = "no face found; if it is a closely cut face, say --faces never"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,70 +42,369 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--image",
-        type=Path,
-        nargs="+",
-        default=argparse.SUPPRESS,
-        help="image files of one face each, or folders of them, searched recursively",
-    )
-    what.add_argument(
-        "--evaluate",
-        type=Path,
-        metavar="FOLDER",
-        help="measure the model on a folder that holds <emotion>/ folders",
-    )
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=utils.MODEL_PATH,
-        help="the model file, as train.py wrote it",
-    )
-    return parser.parse_args(argv)
+    text = "image files, folders, searched recursively, or - for a list on stdin"
+    what.add_argument("--image", nargs="+", default=argparse.SUPPRESS, help=text)
+    text = "measure the model on a folder that holds <emotion>/ folders of face crops"
+    what.add_argument("--evaluate", type=Path, metavar="FOLDER", help=text)
+    add = parser.add_argument
+    text = "the model file, as train.py wrote it"
+    add("--model", type=Path, default=utils.MODEL_PATH, help=text)
+    text = f"search faces; auto: in images of more than {CROP_SIZE} pixels"
+    add("--faces", choices=["auto", "always", "never"], default="auto", help=text)
+    text = "for people, or for programs: one JSON object or CSV row a face"
+    add("--format", choices=["text", "json", "csv"], default="text", help=text)
+    text = "write there what else is printed"
+    add("--output", type=Path, metavar="FILE", help=text)
+    text = "say unsure below this confidence, 0 to 1"
+    add("--min-confidence", type=float, default=0.0, metavar="P", help=text)
+    text = "draw each picture with its faces and their probabilities"
+    add("--plot", type=Path, metavar="FILE_OR_FOLDER", help=text)
+    text = "draw where each face shows the emotion (Grad-CAM)"
+    add("--explain", type=Path, metavar="FILE_OR_FOLDER", help=text)
+    args = parser.parse_args(argv)
+    if not 0 <= args.min_confidence <= 1:
+        parser.error(f"--min-confidence: {args.min_confidence} is not in [0, 1]")
+    return args
 
 
-def find_images(images: Sequence[Path]) -> list[str]:
-    """Replace each folder by the files below it.
+def find_images(images: Sequence[str]) -> Iterable[str]:
+    """Replace each folder by the files below it, and - by the lines of stdin.
 
     Raises:
-        UserError: if a path does not exist, or a folder holds no file.
+        UserError: if there is nothing of that name, or a folder holds no file.
     """
+    if images == ["-"]:
+        sys.stdin.reconfigure(errors="surrogateescape")  # file names may be any bytes
+        return (line.rstrip("\n") for line in sys.stdin if line.strip())
+    if not any(os.path.exists(image) for image in images):
+        raise UserError(f"{images[0]}: no such file or folder")
     paths = []
     for image in images:
-        if not os.path.exists(image):
-            raise UserError(f"{image}: no such file or folder")
-        found = list(utils.list_files(image)) if image.is_dir() else [str(image)]
+        is_folder = os.path.isdir(image)
+        found = list(utils.list_files(Path(image))) if is_folder else [image]
         if not found:
             raise UserError(f"{image}: no file in this folder")
         paths += found
     return paths
 
 
-def describe(class_names: Sequence[str], probabilities: np.ndarray) -> str:
-    """Name the most probable class, as in: Happy (93.1 %)."""
-    best = int(np.argmax(probabilities))
-    return f"{class_names[best].capitalize()} ({percent(probabilities[best])})"
+@functools.cache
+def load_detector() -> Any:
+    """Load the networks that find faces (MTCNN, Zhang et al. 2016)."""
+    with utils.starting_tensorflow():
+        import mtcnn
+    return mtcnn.MTCNN()
+
+
+lock = threading.Lock()  # one search at a time, while other threads decode
+
+
+def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    """Find the faces in an image, from left to right.
+
+    They are searched on a copy of at most 1024 pixels, so that time and memory hardly
+    grow with the image.
+
+    Returns:
+        Square boxes inside the image: left, top, width, height in pixels.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((SEARCH_SIZE, SEARCH_SIZE))
+    with lock:
+        found = load_detector().detect_faces(np.asarray(small))
+    scale, boxes = max(image.size) / max(small.size), []
+    for left, top, width, height in (face["box"] for face in found):
+        side = round(min(scale * max(width, height), *image.size))
+        x = round(scale * (left + width / 2) - side / 2)
+        y = round(scale * (top + height / 2) - side / 2)
+        x, y = min(max(x, 0), image.width - side), min(max(y, 0), image.height - side)
+        boxes.append((x, y, side, side))
+    return sorted(boxes)
+
+
+def read_faces(path: str, faces: str, image_size: int) -> list[Face]:
+    """Read the faces of an image file; faces is the option of that name.
+
+    Raises:
+        OSError: if the file cannot be read as an image.
+    """
+    image = utils.open_image(path)
+    if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
+        return utils.whole_face(image, image_size)
+    boxes = find_faces(image)
+    crops = [image.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
+    pixels = [utils.to_pixels(crop, image_size) for crop in crops]
+    return [Face(*face) for face in zip(pixels, boxes, strict=True)]
+
+
+def make_records(
+    path: str, result: list | OSError, class_names: list[str], min_confidence: float
+) -> list[dict[str, Any]]:
+    """Tell what was found in a file: a record a face, or one without."""
+    empty = dict.fromkeys(["face", *PLACE, "emotion", "confidence", "probabilities"])
+    if isinstance(result, OSError):
+        message = str(result).removeprefix(f"{path}: ")
+        return [{"path": path, "status": "error"} | empty | {"message": message}]
+    if not result:
+        return [{"path": path, "status": "no_face"} | empty | {"message": NO_FACE}]
+    records = []
+    for number, (face, probabilities) in enumerate(result, 1):
+        values = [float(p) for p in probabilities]
+        best = values.index(max(values))
+        status = "ok" if values[best] >= min_confidence else "unsure"
+        records.append(
+            {"path": path, "status": status, "face": number}
+            | dict(zip(PLACE, face.box, strict=True))
+            | {"emotion": class_names[best], "confidence": values[best]}
+            | {"probabilities": dict(zip(class_names, values, strict=True))}
+            | {"message": ""}
+        )
+    return records
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Name a face's emotion, as in: Happy (93.1 %), or Unsure (Happy 41.0 %)."""
+    emotion, sure = record["emotion"].capitalize(), percent(record["confidence"])
+    if record["status"] == "unsure":
+        return f"Unsure ({emotion} {sure})"
+    return f"{emotion} ({sure})"
+
+
+def format_text(records: list[dict[str, Any]], alone: bool) -> str:
+    """Write an image's records for people; more of the only face of an only image."""
+    records = [record for record in records if record["face"]]
+    if alone and len(records) == 1:
+        probabilities = records[0]["probabilities"]
+        width = max(map(len, probabilities))
+        rows = sorted(probabilities.items(), key=lambda row: -row[1])
+        lines = [f"{name.capitalize():{width}}  {percent(p):>7}" for name, p in rows]
+        return "\n".join([describe(records[0]), "", *lines, ""])
+    text = ""
+    for record in records:
+        face = f" face {record['face']}" if len(records) > 1 else ""
+        text += f"{record['path']}{face}: {describe(record)}\n"
+    return text
+
+
+def format_json(records: list[dict[str, Any]]) -> str:
+    """Write records as one JSON object a line, numbers with four decimals."""
+    lines = []
+    for record in records:
+        rounded = json.loads(
+            json.dumps(record), parse_float=lambda x: round(float(x), 4)
+        )
+        lines.append(json.dumps(rounded) + "\n")
+    return "".join(lines)
+
+
+def format_csv(records: list[dict[str, Any]], class_names: list[str]) -> str:
+    """Write records as CSV rows, numbers with four decimals."""
+    text = io.StringIO()
+    for record in records:
+        row = {name: value for name, value in record.items() if name != "probabilities"}
+        message = row.pop("message")
+        probabilities = record["probabilities"] or dict.fromkeys(class_names)
+        values = [*row.values(), *probabilities.values(), message]
+        csv.writer(text, lineterminator="\n").writerow(
+            f"{value:.4f}" if isinstance(value, float) else value for value in values
+        )
+    return text.getvalue()
+
+
+def grad_cam(model: Any, pixels: np.ndarray, class_index: int) -> np.ndarray:
+    """Tell which places of a face speak for a class (Grad-CAM, Selvaraju et al. 2017).
+
+    Gradients are not averaged over places: the network flattens its maps, so that they
+    differ from place to place (HiResCAM, Draelos & Carin 2020).
+
+    Returns:
+        A map in [0, 1], of the last ReLU layer with at least six places a side.
+    """
+    import keras
+    import tensorflow as tf
+
+    last = max(
+        i
+        for i, layer in enumerate(model.layers)
+        if isinstance(layer, keras.layers.ReLU)
+        and len(layer.output.shape) == 4
+        and layer.output.shape[1] >= 6
+    )
+    features = utils.to_input(pixels[np.newaxis])
+    for layer in model.layers[: last + 1]:
+        features = layer(features)
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        outputs = features
+        for layer in model.layers[last + 1 : -1]:
+            outputs = layer(outputs)
+        # The score before softmax, which hides what speaks for a class that is sure.
+        score = (outputs @ model.layers[-1].kernel)[0, class_index]
+    gradients = tape.gradient(score, features)
+    heat = np.maximum(tf.reduce_sum(gradients * features, axis=-1)[0], 0)
+    return heat / max(heat.max(), np.finfo(float).tiny)
+
+
+def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -> None:
+    """Draw a bar an emotion for one face, a bar of all emotions a face for several."""
+    if len(records) == 1:
+        probabilities = records[0]["probabilities"]
+        names = [name.capitalize() for name in probabilities]
+        bars = axis.barh(names, probabilities.values(), color=colors.values())
+        labels = [percent(p) for p in probabilities.values()]
+        axis.bar_label(bars, labels, padding=4)
+        axis.set(xlim=(0, 1.15), xticks=[])
+    else:
+        rows = [f"{record['face']}  {describe(record)}" for record in records]
+        left = np.zeros(len(records))
+        for name, color in colors.items():
+            widths = [record["probabilities"][name] for record in records]
+            axis.barh(rows, widths, left=left, color=color, label=name.capitalize())
+            left += widths
+        axis.set(xlim=(0, 1), xticks=[])
+        axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False)
+    axis.invert_yaxis()
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+
+
+def draw(
+    target: Path, records: list[dict[str, Any]], heats: list[np.ndarray] | None = None
+) -> None:
+    """Draw a picture with its faces boxed and named, beside their probabilities."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    image = utils.open_image(records[0]["path"])
+    width, height = image.size
+    image.thumbnail((2000, 2000))
+    figure, (axis, bars) = plt.subplots(
+        1, 2, figsize=(13, 6.5), width_ratios=[2, 1], layout="constrained"
+    )
+    axis.imshow(image, cmap="gray", extent=(0, width, height, 0))
+    axis.axis("off")
+    faces = [record for record in records if record["face"]]
+    if not faces:
+        axis.set_title("No face found")
+        bars.axis("off")
+    else:
+        names = faces[0]["probabilities"]
+        palette = sns.color_palette("Set2", len(names))
+        colors = dict(zip(names, palette, strict=True))
+        draw_probabilities(bars, faces, colors)
+    for i, record in enumerate(faces):
+        x, y, w, h = (record[name] for name in PLACE)
+        color = colors[record["emotion"]]
+        if heats:
+            extent = (x, x + w, y + h, y)
+            axis.imshow(
+                heats[i], "inferno", alpha=0.5, extent=extent, interpolation="bilinear"
+            )
+        axis.add_patch(
+            plt.Rectangle((x, y), w, h, fill=False, color=color, linewidth=2)
+        )
+        text = record["emotion"].capitalize() if len(faces) == 1 else record["face"]
+        box = {"facecolor": color, "edgecolor": "none", "pad": 2}
+        axis.text(x, y, text, va="bottom", fontsize=11, bbox=box)
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with utils.replacing(target) as file:
+        figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
+def name_picture(target: Path, path: str, used: set[str]) -> Path:
+    """Name the file to draw an image into: target, or <image>.png in that folder."""
+    if target.suffix:
+        return target
+    stem = name = Path(path).stem
+    number = 1
+    while name in used:
+        number += 1
+        name = f"{stem}-{number}"
+    used.add(name)
+    return target / f"{name}.png"
+
+
+class Output:
+    """Write to a file, or without a path to stdout, each text at once.
+
+    What the file held is kept until there is a first text.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.mode = path, "w"
+
+    def write(self, text: str) -> None:
+        """Write a text.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
+        if not self.path:
+            print(text, end="", flush=True)
+            return
+        try:
+            with open(
+                self.path, self.mode, encoding="utf-8", errors="backslashreplace"
+            ) as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write: {error.strerror}") from error
+        self.mode = "a"
+
+
+def make_progress_bar(hidden: bool) -> Any:
+    """Return a progress bar on stderr; it is hidden there if that is no terminal."""
+    from rich import console, progress
+
+    terminal = console.Console(stderr=True)
+    hidden = hidden or not terminal.is_terminal
+    return progress.Progress(console=terminal, redirect_stdout=False, disable=hidden)
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Print what each image shows; return 1 if any could not be read, else 0."""
+    """Print what each image shows; return 1 if any has no face or is unreadable."""
     paths = find_images(args.image)
+    total = len(paths) if isinstance(paths, list) else None
+    for target in (args.plot, args.explain):
+        if target and target.suffix and total != 1:
+            raise UserError(f"{target}: one file for several images; name a folder")
     model, attributes = utils.load_model(args.model)
-    class_names = attributes["class_names"]
-    failed = 0
-    results = utils.predict_files(model, paths, attributes["image_size"])
-    for path, result in zip(paths, results, strict=True):
-        if isinstance(result, OSError):
-            print(f"predict.py: error: {result}", file=sys.stderr)
-            failed = 1
-        elif len(paths) > 1:
-            print(f"{path}: {describe(class_names, result)}")
-        else:
-            print(f"{describe(class_names, result)}\n")
-            width = max(map(len, class_names))
-            for i in np.argsort(-result, kind="stable"):
-                name = class_names[i].capitalize()
-                print(f"{name:{width}}  {percent(result[i]):>7}")
+    names, size = attributes["class_names"], attributes["image_size"]
+    read = functools.partial(read_faces, faces=args.faces, image_size=size)
+    header = ["path", "status", "face", *PLACE, "emotion", "confidence", *names]
+    header = ",".join([*header, "message\n"]) if args.format == "csv" else ""
+    failed, used = 0, {args.plot: set(), args.explain: set()}
+    output = Output(args.output)
+    # On one terminal, lines and bar would get in each other's way.
+    shared = sys.stdout.isatty() and not args.output
+    with make_progress_bar(hidden=shared or total == 1) as bar:
+        results = utils.predict_files(model, paths, read)
+        for path, result in bar.track(results, total, description=""):
+            records = make_records(path, result, names, args.min_confidence)
+            if message := records[0]["message"]:
+                print(f"predict.py: error: {path}: {message}", file=sys.stderr)
+                failed = 1
+            if args.format == "json":
+                text = format_json(records)
+            elif args.format == "csv":
+                text, header = header + format_csv(records, names), ""
+            else:
+                text = format_text(records, alone=total == 1)
+            if text:
+                output.write(text)
+            if args.plot and not isinstance(result, OSError):
+                draw(name_picture(args.plot, path, used[args.plot]), records)
+            if args.explain and not isinstance(result, OSError):
+                heats = [
+                    grad_cam(model, f.pixels, int(np.argmax(p))) for f, p in result
+                ]
+                target = name_picture(args.explain, path, used[args.explain])
+                draw(target, records, heats)
     return failed
 
 
@@ -118,11 +430,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; an expected failure is one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are told by name
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may be any bytes
+    args = parse_args(argv)
     try:
-        args = parse_args(argv)
         sys.exit(evaluate(args) if args.evaluate else predict(args))
     except UserError as error:
         sys.exit(f"predict.py: error: {error}")
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

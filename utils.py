@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,6 +32,7 @@ SHIFTS = [(0, 0), (-2, 0), (2, 0)]  # of the views, in pixels down and right
 MODEL_PATH = Path("models/face_classification_model.h5")
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
+CHUNK = 64  # files whose faces go through the network together
 PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
 
 # What Pillow's decoders raise on files that are broken or no images at all.
@@ -92,8 +94,8 @@ def list_files(folder: Path) -> Iterator[str]:
                 yield os.path.join(parent, name)
 
 
-def to_grayscale(image: Image.Image) -> Image.Image:
-    """Convert an image of any Pillow mode to 8-bit grayscale, mode L.
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Convert an image of any Pillow mode to L (gray) or RGB, 8 bits a channel.
 
     Transparent pixels are laid on white, 16-bit values are scaled to 8 bits.
 
@@ -109,21 +111,15 @@ def to_grayscale(image: Image.Image) -> Image.Image:
         return Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("L")
-    if image.mode == "L":
-        return image
-    return image.convert("RGB").convert("L")  # RGB first: CMYK and others know only it
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == "L" else image.convert("RGB")
 
 
-def read_pixels(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
-    """Decode an image file, its first frame, to square 8-bit grayscale.
-
-    The image is turned upright as its EXIF orientation says. Of one that is not square
-    the centre square is used, so that a face keeps its proportions. A grayscale image
-    that already has the right size stays as it is, bit for bit.
+def open_image(path: str | Path) -> Image.Image:
+    """Decode an image file, its first frame, upright as its EXIF orientation says.
 
     Returns:
-        Pixels of shape (image_size, image_size), uint8.
+        An image of mode L or RGB.
 
     Raises:
         OSError: if the file cannot be read as an image.
@@ -135,9 +131,7 @@ def read_pixels(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
             image.load()
             with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
                 ImageOps.exif_transpose(image, in_place=True)
-            gray, size = to_grayscale(image), (image_size, image_size)
-            # Lanczos takes out what is too fine for the new size before it scales down.
-            return np.asarray(ImageOps.fit(gray, size, Image.Resampling.LANCZOS))
+            return to_8_bits(image)
     except Image.UnidentifiedImageError as error:
         reason = "not an image" if os.path.getsize(path) else "empty file"
         raise OSError(f"{path}: {reason}") from error
@@ -146,17 +140,45 @@ def read_pixels(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
         raise OSError(f"{path}: {reason}") from error
 
 
-def read_face(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
-    """Read one face image as network input: the only way from a file to the network.
+def to_pixels(image: Image.Image, image_size: int) -> np.ndarray:
+    """Scale an image of mode L or RGB to square grayscale.
+
+    Of one that is not square the centre square is used, so that a face keeps its
+    proportions. A gray image that already has the right size stays as it is.
 
     Returns:
-        Pixels of shape (image_size, image_size, 1), float32 in [0, 1].
+        Pixels of shape (image_size, image_size), uint8.
+    """
+    # Lanczos takes out what is too fine for the new size before it scales down.
+    size, filter = (image_size, image_size), Image.Resampling.LANCZOS
+    return np.asarray(ImageOps.fit(image.convert("L"), size, filter))
+
+
+def to_input(pixels: np.ndarray) -> np.ndarray:
+    """Turn pixels, uint8 of shape (..., size, size), into network input.
+
+    Returns:
+        Values in [0, 1], float32 of shape (..., size, size, 1).
+    """
+    return pixels[..., np.newaxis] * np.float32(RESCALE)
+
+
+def read_pixels(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
+    """Read an image file as square grayscale, uint8 of shape (image_size, image_size).
 
     Raises:
         OSError: if the file cannot be read as an image.
     """
-    pixels = read_pixels(path, image_size)
-    return pixels[..., np.newaxis] * np.float32(RESCALE)
+    return to_pixels(open_image(path), image_size)
+
+
+def read_face(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
+    """Read one face image as network input, float32 (image_size, image_size, 1).
+
+    Raises:
+        OSError: if the file cannot be read as an image.
+    """
+    return to_input(read_pixels(path, image_size))
 
 
 def list_folders(folder: Path) -> list[str]:
@@ -255,31 +277,70 @@ def predict_faces(
     return means / means.sum(axis=1, keepdims=True)
 
 
+class Face(NamedTuple):
+    """A face to classify: its pixels, uint8 (size, size), and where they come from."""
+
+    pixels: np.ndarray
+    box: tuple[int, int, int, int]  # left, top, width, height, in the upright picture
+
+
+def whole_face(image: Image.Image, image_size: int) -> list[Face]:
+    """Take an image for one face: its centre square."""
+    side = min(image.size)
+    box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
+    return [Face(to_pixels(image, image_size), box)]
+
+
+def read_ahead(
+    read: Callable[[str], list[Face]], paths: Iterable[str]
+) -> Iterator[list[tuple[str, list[Face] | OSError]]]:
+    """Read files in threads, in order; yield paths and results by the chunk.
+
+    While a chunk is worked on, the next one is read, and no more: memory stays flat.
+    """
+
+    def attempt(path: str) -> tuple[str, list[Face] | OSError]:
+        try:
+            return path, read(path)
+        except OSError as error:
+            return path, error
+
+    paths = iter(paths)
+    with ThreadPoolExecutor(WORKERS) as pool:
+
+        def submit() -> list[Future]:
+            chunk = itertools.islice(paths, CHUNK)
+            return [pool.submit(attempt, path) for path in chunk]
+
+        ahead = submit()
+        while ahead:
+            now, ahead = ahead, submit()
+            yield [future.result() for future in now]
+
+
 def predict_files(
     model: keras.Model,
-    paths: Sequence[str],
-    image_size: int,
-    batch_size: int = 64,
+    paths: Iterable[str],
+    read: Callable[[str], list[Face]],
     all_views: bool = True,
-) -> Iterator[np.ndarray | OSError]:
-    """Predict image files batch by batch, in order; memory stays flat.
+) -> Iterator[tuple[str, list[tuple[Face, np.ndarray]] | OSError]]:
+    """Predict the faces that read finds in each file, in order; memory stays flat.
 
     Yields:
-        For each path its class probabilities, float32 of shape (num_classes,), as
-        predict_faces returns them, or the OSError that says why it cannot be read.
+        Each path, and its faces, each with its class probabilities, float32 of shape
+        (num_classes,), as predict_faces returns them; or the OSError that read raised.
     """
-    for start in range(0, len(paths), batch_size):
-        results: list[Any] = []
-        for path in paths[start : start + batch_size]:
-            try:
-                results.append(read_face(path, image_size))
-            except OSError as error:
-                results.append(error)
-        faces = [face for face in results if isinstance(face, np.ndarray)]
-        if faces:
-            probabilities = iter(predict_faces(model, np.stack(faces), all_views))
-        for result in results:
-            yield next(probabilities) if isinstance(result, np.ndarray) else result
+    for chunk in read_ahead(read, paths):
+        found = [faces for _, faces in chunk if not isinstance(faces, OSError)]
+        pixels = [face.pixels for faces in found for face in faces]
+        if pixels:
+            faces = to_input(np.stack(pixels))
+            probabilities = iter(predict_faces(model, faces, all_views))
+        for path, faces in chunk:
+            if isinstance(faces, OSError):
+                yield path, faces
+            else:
+                yield path, [(face, next(probabilities)) for face in faces]
 
 
 def predict_index(
@@ -293,11 +354,16 @@ def predict_index(
     Raises:
         UserError: if an image can no longer be read.
     """
-    paths, size = index.path.tolist(), model.input_shape[1]
-    results = list(predict_files(model, paths, size, all_views=all_views))
-    if errors := [result for result in results if isinstance(result, OSError)]:
-        raise UserError(f"{errors[0]}; it was readable when the program began")
-    return np.stack(results)
+    probabilities, image_size = [], model.input_shape[1]
+
+    def read(path: str) -> list[Face]:
+        return whole_face(open_image(path), image_size)
+
+    for _, result in predict_files(model, index.path, read, all_views):
+        if isinstance(result, OSError):
+            raise UserError(f"{result}; it was readable when the program began")
+        probabilities.append(result[0][1])
+    return np.stack(probabilities)
 
 
 def evaluate(model: keras.Model, index: pd.DataFrame) -> dict[str, Any]:

@@ -1,0 +1,347 @@
+"""Any picture: which faces are classified, and what is told of them in each format.
+
+The detector is the real one on a public-domain portrait (scikit-image's astronaut), and
+a fake with known boxes elsewhere.
+"""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from conftest import EMOTIONS, MODEL, ROOT, random_pixels
+from PIL import Image
+
+import predict
+import utils
+
+CROP = ROOT / "data" / "demo" / "test" / "happy" / "03.png"
+FACE = (175, 65, 100, 150)  # of the astronaut, by eye: left, top, width, height
+
+
+class FakeDetector:
+    """Find faces at given boxes."""
+
+    def __init__(self, *boxes: tuple[float, float, float, float]) -> None:
+        self.boxes = boxes
+        self.shapes = []
+
+    def detect_faces(self, pixels: np.ndarray) -> list[dict]:
+        """Answer as MTCNN does."""
+        self.shapes.append(pixels.shape)
+        return [{"box": list(box), "confidence": 0.99} for box in self.boxes]
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> FakeDetector:
+    """Put a detector that finds nothing yet into predict.py's hands."""
+    detector = FakeDetector()
+    monkeypatch.setattr(predict, "load_detector", lambda: detector)
+    return detector
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """Write a picture of 400 x 300 pixels."""
+    pixels = np.random.default_rng(3).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def run(*words: object) -> int:
+    """Run predict.py here, with the model that ships; return its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["--model", str(ROOT / MODEL), *map(str, words)])
+    return stop.value.code
+
+
+def test_a_portrait(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "astronaut.png"
+    Image.fromarray(skimage.data.astronaut()).save(path)
+    assert run("--image", path, "--format", "json") == 0
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (record["status"], record["face"], record["emotion"]) == ("ok", 1, "happy")
+    assert record["width"] == record["height"]
+    x, y = record["x"] + record["width"] / 2, record["y"] + record["height"] / 2
+    assert abs(x - (FACE[0] + FACE[2] / 2)) < 25
+    assert abs(y - (FACE[1] + FACE[3] / 2)) < 25
+    assert 90 < record["width"] < 190
+
+
+def test_boxes_are_square_inside_and_from_left_to_right(
+    detector: FakeDetector,
+) -> None:
+    image = Image.new("RGB", (2048, 1024))  # searched at half its size
+    detector.boxes = [(400, 100, 30, 50), (-6, 480, 40, 40), (20, 0, 600, 500)]
+    boxes = predict.find_faces(image)
+    assert detector.shapes == [(512, 1024, 3)]
+    assert boxes == [(0, 944, 80, 80), (128, 0, 1024, 1024), (780, 200, 100, 100)]
+
+
+def test_faces_are_cut_from_the_original(
+    detector: FakeDetector, tmp_path: Path
+) -> None:
+    pixels = np.full((2000, 3000), 50, np.uint8)
+    face = random_pixels(8, 48)
+    pixels[900:948, 600:648] = face
+    path = tmp_path / "large.png"
+    Image.fromarray(pixels).save(path)
+    scale = 1024 / 3000
+    detector.boxes = [tuple(scale * v for v in (600, 900, 48, 48))]
+    (found,) = predict.read_faces(str(path), "auto", 48)
+    assert found.box == (600, 900, 48, 48)
+    np.testing.assert_array_equal(found.pixels, face)
+
+
+@pytest.mark.parametrize(
+    ("size", "faces", "searched"),
+    [
+        ((64, 48), "auto", False),
+        ((65, 20), "auto", True),
+        ((48, 48), "always", True),
+        ((400, 300), "never", False),
+    ],
+)
+def test_when_faces_are_searched(
+    detector: FakeDetector, tmp_path: Path, size: tuple, faces: str, searched: bool
+) -> None:
+    path = tmp_path / "image.png"
+    Image.new("L", size, 99).save(path)
+    found = predict.read_faces(str(path), faces, 48)
+    assert len(detector.shapes) == searched
+    if searched:
+        assert found == []
+    else:
+        side = min(size)
+        assert found[0].box == (
+            (size[0] - side) // 2,
+            (size[1] - side) // 2,
+            side,
+            side,
+        )
+
+
+@pytest.fixture
+def mixed(detector: FakeDetector, tmp_path: Path, photo: Path) -> list[Path]:
+    """Return a crop, a photo of two faces, and a file that is no image."""
+    detector.boxes = [(200, 100, 80, 80), (10, 20, 60, 60)]
+    crop, broken = tmp_path / "crop.png", tmp_path / "broken.jpg"
+    crop.write_bytes(CROP.read_bytes())
+    broken.write_bytes(b"")
+    return [crop, photo, broken]
+
+
+def expected(path: Path, faces: str = "auto") -> list[np.ndarray]:
+    """Return the probabilities of an image's faces."""
+    model, _ = utils.load_model(ROOT / MODEL)
+    found = predict.read_faces(str(path), faces, 48)
+    pixels = np.stack([face.pixels for face in found])
+    return list(utils.predict_faces(model, utils.to_input(pixels)))
+
+
+def test_text(mixed: list[Path], capsys: pytest.CaptureFixture) -> None:
+    assert run("--image", *mixed) == 1
+    out, err = capsys.readouterr()
+    crop, photo, broken = mixed
+    answers = []
+    for probabilities in [*expected(crop), *expected(photo)]:
+        best = probabilities.argmax()
+        answers.append(
+            f"{EMOTIONS[best].capitalize()} ({100 * max(probabilities):.1f} %)"
+        )
+    assert out == (
+        f"{crop}: {answers[0]}\n{photo} face 1: {answers[1]}\n"
+        f"{photo} face 2: {answers[2]}\n"
+    )
+    assert err == f"predict.py: error: {broken}: empty file\n"
+
+
+def test_csv(mixed: list[Path], capsys: pytest.CaptureFixture) -> None:
+    assert run("--image", *mixed, "--format", "csv", "--min-confidence", 0.999) == 1
+    out = capsys.readouterr().out
+    header = (
+        "path,status,face,x,y,width,height,emotion,confidence,"
+        "angry,fear,happy,neutral,sad,surprise,message"
+    )
+    assert out.splitlines()[0] == header
+    rows = list(csv.DictReader(io.StringIO(out)))
+    crop, photo, broken = map(str, mixed)
+    assert [row["path"] for row in rows] == [crop, photo, photo, broken]
+    assert [row["status"] for row in rows] == ["unsure", "unsure", "unsure", "error"]
+    assert [row["face"] for row in rows] == ["1", "1", "2", ""]
+    places = [[row[n] for n in ("x", "y", "width", "height")] for row in rows]
+    assert places == [
+        ["0", "0", "48", "48"],
+        ["10", "20", "60", "60"],
+        ["200", "100", "80", "80"],
+        ["", "", "", ""],
+    ]
+    for row, probabilities in zip(
+        rows, [*expected(mixed[0]), *expected(mixed[1])], strict=False
+    ):
+        assert [row[name] for name in EMOTIONS] == [f"{p:.4f}" for p in probabilities]
+        assert row["confidence"] == f"{max(probabilities):.4f}"
+        assert row["emotion"] == EMOTIONS[probabilities.argmax()]
+        assert row["message"] == ""
+    assert out.splitlines()[-1] == f"{broken},error,{',' * 13}empty file"
+
+
+def test_json(
+    mixed: list[Path], detector: FakeDetector, capsys: pytest.CaptureFixture
+) -> None:
+    detector.boxes = []
+    assert run("--image", *mixed, "--format", "json") == 1
+    out, err = capsys.readouterr()
+    crop, photo, broken = map(json.loads, out.splitlines())
+    (probabilities,) = expected(mixed[0])
+    assert crop == {
+        "path": str(mixed[0]),
+        "status": "ok",
+        "face": 1,
+        "x": 0,
+        "y": 0,
+        "width": 48,
+        "height": 48,
+        "emotion": "happy",
+        "confidence": pytest.approx(max(probabilities), abs=5e-5),
+        "probabilities": pytest.approx(
+            dict(zip(EMOTIONS, probabilities, strict=True)), abs=5.1e-5
+        ),
+        "message": "",
+    }
+    assert (photo["status"], photo["face"], photo["emotion"]) == ("no_face", None, None)
+    assert (broken["status"], broken["message"]) == ("error", "empty file")
+    assert "--faces never" in photo["message"]
+    assert err.splitlines() == [
+        f"predict.py: error: {mixed[1]}: {photo['message']}",
+        f"predict.py: error: {mixed[2]}: empty file",
+    ]
+
+
+def test_unsure(capsys: pytest.CaptureFixture) -> None:
+    assert run("--image", CROP, "--min-confidence", 1) == 0
+    answer = expected(CROP)[0].max()
+    assert capsys.readouterr().out.splitlines()[
+        0
+    ] == f"Unsure (Happy {answer:.1%})".replace("%", " %")
+
+
+def test_output_is_replaced_only_by_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "emotions.csv"
+    path.write_text("old")
+    with pytest.raises(SystemExit, match="no such file"):
+        predict.main(["--image", "missing.jpg", "--output", str(path)])
+    assert path.read_text() == "old"
+    assert run("--image", CROP, "--format", "csv", "--output", path) == 0
+    assert capsys.readouterr() == ("", "")
+    assert run("--image", CROP, "--format", "csv") == 0
+    assert path.read_text() == capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"no/emotions\.csv: cannot write: "):
+        predict.main(
+            ["--image", str(CROP), "--output", str(tmp_path / "no" / path.name)]
+        )
+
+
+def test_a_list_on_stdin_in_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [tmp_path / f"{number:03}.png" for number in range(150)]
+    faces = [random_pixels(number) for number in range(150)]
+    for path, face in zip(paths, faces, strict=True):
+        Image.fromarray(face).save(path)
+    paths = paths[::-1]
+    paths.insert(70, tmp_path / "missing.png")
+    text = "".join(f"{path}\n" for path in paths).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert run("--image", "-", "--format", "json") == 1
+    out, err = capsys.readouterr()
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["path"] for record in records] == [str(path) for path in paths]
+    assert [r["status"] for r in records].count("ok") == 150
+    assert records[70]["message"] == "no such file"
+    model, _ = utils.load_model(ROOT / MODEL)
+    values = utils.predict_faces(model, utils.to_input(np.stack(faces[::-1])))
+    got = [r["confidence"] for r in records if r["status"] == "ok"]
+    np.testing.assert_allclose(got, values.max(axis=1), atol=1e-4)
+    assert err == f"predict.py: error: {tmp_path}/missing.png: no such file\n"
+
+
+def test_few_files_are_read_ahead() -> None:
+    read = []
+
+    def paths() -> object:
+        for number in range(1000):
+            read.append(number)
+            yield str(number)
+
+    chunks = utils.read_ahead(lambda path: [], paths())
+    assert len(next(chunks)) == utils.CHUNK
+    assert len(read) <= 2 * utils.CHUNK
+
+
+@pytest.mark.parametrize("option", ["--plot", "--explain"])
+def test_pictures(
+    mixed: list[Path], tmp_path: Path, option: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "drawn"
+    other = tmp_path / "other" / "crop.png"
+    other.parent.mkdir()
+    other.write_bytes(mixed[0].read_bytes())
+    assert run("--image", *mixed, other, option, folder) == 1
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"crop.png", "crop-2.png", "photo.png"}
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert image.size == (1300, 650)
+    assert run("--image", mixed[1], option, tmp_path / "one.png") == 0
+    same = (tmp_path / "one.png").read_bytes() == (folder / "photo.png").read_bytes()
+    assert same
+    with pytest.raises(SystemExit, match="name a folder"):
+        predict.main(["--image", *map(str, mixed), option, "one.png"])
+
+
+def test_grad_cam_sees_what_matters() -> None:
+    import keras
+
+    # A network that looks at the upper half only.
+    weights = np.zeros((12, 12, 1))
+    weights[:6] = 1
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((48, 48, 1)),
+            layers.AveragePooling2D(4),
+            layers.Conv2D(1, 1, use_bias=False),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(2, activation="softmax", use_bias=False),
+        ]
+    )
+    dense = np.stack([weights.ravel(), -weights.ravel()], axis=1)
+    model.set_weights([np.ones((1, 1, 1, 1)), dense])
+    pixels = np.zeros((48, 48), np.uint8)
+    pixels[8:16, 20:28] = 200
+    heat = predict.grad_cam(model, pixels, 0)
+    assert heat.shape == (12, 12)
+    assert heat.max() == 1
+    assert heat[2:4, 5:7].min() == 1
+    assert heat.sum() == pytest.approx(4)
+    assert predict.grad_cam(model, pixels, 1).max() == 0  # nothing speaks for it
+
+
+def test_wrong_usage(capsys: pytest.CaptureFixture) -> None:
+    for words in (
+        ["--image", "a.jpg", "--evaluate", "b"],
+        ["--image", "a.jpg", "--min-confidence", "2"],
+        ["--image", "a.jpg", "--faces", "maybe"],
+        ["--image", "a.jpg", "--format", "xml"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            predict.main(words)
+        assert stop.value.code == 2
