@@ -1,0 +1,88 @@
+"""Measure a model on its own validation part: which views help, what light does.
+
+    python train.py --validation-split 0.1 --model-path models/trial/trial.h5
+    python tests/validation.py models/trial/trial.h5   # 3 minutes; needs data/train
+
+The part is cut from data/train as it was in training, by what the model file tells.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import train
+import utils
+
+ROOT = Path(__file__).parent.parent
+CROSS = [(0, 0), (-2, 0), (2, 0), (0, -2), (0, 2)]
+VIEWS = {  # shifts down and right in pixels, each mirrored, too
+    "as it is, and mirrored": CROSS[:1],
+    "shifted by 2 up, down": CROSS[:3],
+    "shifted by 2 left, right": [CROSS[0], *CROSS[3:]],
+    "shifted by 2 in four directions": CROSS,
+    "shifted by 2 in eight directions": [
+        (y, x) for y in (0, -2, 2) for x in (0, -2, 2)
+    ],
+}
+LIGHT = {
+    "as it is": lambda faces: faces,
+    "half as bright": lambda faces: 0.5 * faces,
+    "a quarter as bright": lambda faces: 0.25 * faces,
+    "half the contrast": lambda faces: 0.5 * faces + 0.25,
+    "dark tones darker (gamma 2)": lambda faces: faces**2,
+    "dark tones lighter (gamma 0.5)": lambda faces: faces**0.5,
+}
+
+
+def read_validation(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the faces, (n, 48, 48, 1), and the class indices of the part."""
+    import h5py
+
+    with h5py.File(path) as file:
+        arguments = json.loads(file.attrs["arguments"])
+        names = json.loads(file.attrs["class_names"])
+    index, _ = utils.index_folder(ROOT / "data" / "train", names)
+    _, part = train.split_validation(
+        index, arguments["validation_split"], arguments["seed"]
+    )
+    faces = np.stack([utils.read_face(path) for path in part.path])
+    return faces, part.emotion.cat.codes.to_numpy()
+
+
+def describe(name: str, probabilities: np.ndarray, labels: np.ndarray) -> None:
+    """Print accuracy and cross-entropy."""
+    accuracy = (probabilities.argmax(axis=1) == labels).mean()
+    likelihoods = probabilities[np.arange(len(labels)), labels]
+    cross_entropy = -np.log(np.maximum(likelihoods, 1e-30)).mean()
+    print(f"{name:32} {utils.percent(accuracy):>8} {cross_entropy:13.3f}", flush=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path, help="trained with --validation-split")
+    path = parser.parse_args().model
+    model, _ = utils.load_model(path)
+    faces, labels = read_validation(path)
+
+    def predict(faces: np.ndarray, all_views: bool) -> np.ndarray:
+        parts = np.array_split(faces, max(1, len(faces) // 256))
+        return np.concatenate([utils.predict_faces(model, p, all_views) for p in parts])
+
+    print(f"{len(faces)} validation images      accuracy cross-entropy\n\nviews")
+    describe("one", predict(faces, all_views=False), labels)
+    for name, shifts in VIEWS.items():
+        utils.SHIFTS = shifts
+        describe(name, predict(faces, all_views=True), labels)
+    print("\nlight, one view")
+    for name, change in LIGHT.items():
+        describe(name, predict(change(faces), all_views=False), labels)
+
+
+if __name__ == "__main__":
+    main()
