@@ -51,7 +51,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project") / "checkout"
     shutil.copytree(ROOT / "data" / "demo", folder / "data" / "demo")
     (folder / "models").mkdir()
-    for name in ("train.py", "predict.py", "utils.py", MODEL):
+    for name in ("data/astronaut.jpg", "train.py", "predict.py", "utils.py", MODEL):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
