@@ -1,7 +1,8 @@
-"""Measure speed and memory of training, each contender in a process of its own.
+"""Measure speed and memory, each contender in a process of its own.
 
-    python tests/benchmark.py speed    # 13 minutes; needs data/train
-    python tests/benchmark.py memory   # 15 minutes, 1.5 GB of disk
+    python tests/benchmark.py speed    # training: 13 minutes; needs data/train
+    python tests/benchmark.py memory   # training: 15 minutes, 1.5 GB of disk
+    python tests/benchmark.py predict  # prediction: 5 minutes; needs data/test
     pip install torch                  # if PyTorch is to be compared, too
 
 Contenders take turns, several times over, so that a drifting machine hits all alike;
@@ -13,6 +14,7 @@ convolutions and dense layers, a multiplication and an addition as two.
 import argparse
 import collections
 import datetime
+import functools
 import itertools
 import json
 import os
@@ -234,6 +236,50 @@ def matrix_product(dtype: str) -> dict[str, Any]:
     return {"GFLOP/s": rate(lambda: float(product()), 2 * size**3 / 1e9)}
 
 
+def crops() -> dict[str, Any]:
+    """Predict the face crops of data/test from files, as predict.py does."""
+    import utils
+
+    model, _ = utils.load_model(ROOT / utils.MODEL_PATH)
+    paths = list(utils.list_files(ROOT / "data" / "test"))
+    read = functools.partial(read_faces, faces="never")
+    seconds = predict_all(model, paths, read)
+    forward = flops(model) / 3 * 2 * len(utils.SHIFTS)
+    return {"images/s": len(paths) / seconds, "flops": forward}
+
+
+def photos() -> dict[str, Any]:
+    """Predict the portrait of data/, twenty times, at 1024 pixels a side."""
+    from PIL import Image
+
+    import utils
+
+    model, _ = utils.load_model(ROOT / utils.MODEL_PATH)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/portrait.jpg"
+        with Image.open(ROOT / "data" / "astronaut.jpg") as image:
+            image.resize((1024, 1024)).save(path)
+        read = functools.partial(read_faces, faces="always")
+        return {"images/s": 20 / predict_all(model, [path] * 20, read)}
+
+
+def read_faces(path: str, faces: str) -> list:
+    """Read faces as predict.py does."""
+    import predict
+
+    return predict.read_faces(path, faces, 48)
+
+
+def predict_all(model: Any, paths: list[str], read: Callable) -> float:
+    """Return the seconds that predicting files takes, once it has been done before."""
+    import utils
+
+    list(utils.predict_files(model, paths[:130], read))
+    begin = time.perf_counter()
+    list(utils.predict_files(model, paths, read))
+    return time.perf_counter() - begin
+
+
 CONTENDERS = {
     "one large matrix product, float32": lambda: matrix_product("float32"),
     "one large matrix product, bfloat16": lambda: matrix_product("bfloat16"),
@@ -241,6 +287,11 @@ CONTENDERS = {
     "default network, train.py's pipeline": pipeline,
     "tutorial network, all defaults": tutorial,
     "default network in PyTorch, batch in memory": torch_in_memory,
+}
+PREDICTION = {
+    "one large matrix product, float32": lambda: matrix_product("float32"),
+    "crops of data/test, six views each": crops,
+    "photos of 1024 x 1024 pixels, faces searched": photos,
 }
 
 
@@ -261,7 +312,7 @@ def in_process(code: str) -> dict[str, Any]:
 
 def measure(name: str) -> dict[str, Any]:
     """Measure a contender, and the peak memory of this process in MB."""
-    figures = CONTENDERS[name]()
+    figures = (CONTENDERS | PREDICTION)[name]()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return figures | {"memory": memory}
 
@@ -299,6 +350,52 @@ def speed(turns: int) -> None:
     for other in rest:
         ratio = memory["images/s"] / other["images/s"]
         print(f"memory / PyTorch {torch.__version__}, images/s: {ratio:.2f}")
+
+
+def start(command: list[str]) -> float:
+    """Return the seconds of a whole process."""
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, *command], cwd=ROOT, check=True, capture_output=True
+    )
+    return time.perf_counter() - begin
+
+
+def prediction(turns: int) -> None:
+    """Print how long predictions take."""
+    print(f"{describe_machine()}; medians of {turns} turns\n")
+    commands = {
+        'python -c "import tensorflow"': ["-c", "import tensorflow"],
+        "python predict.py --image <crop>": [
+            "predict.py",
+            "--image",
+            "data/demo/test/happy/03.png",
+        ],
+    }
+    seconds, measured = collections.defaultdict(list), collections.defaultdict(list)
+    for _ in range(turns):
+        for name, command in commands.items():
+            seconds[name].append(start(command))
+        for name in PREDICTION:
+            measured[name].append(in_process(f"benchmark.measure({name!r})"))
+    medians = [statistics.median(values) for values in seconds.values()]
+    for name, value in zip(seconds, medians, strict=True):
+        print(f"{name:44} {value:6.2f} s")
+    print(f"\npredict / import, s: {medians[1] / medians[0]:.2f}\n")
+    print(f"{'':44} images/s  GFLOP/s  peak memory")
+    limit, files, photos = (
+        {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for runs in measured.values()
+    )
+    files["GFLOP/s"] = files["images/s"] * files["flops"] / 1e9
+    for name, median in zip(measured, (limit, files, photos), strict=True):
+        values = [
+            f"{median[key]:8.1f}" if key in median else " " * 8
+            for key in ("images/s", "GFLOP/s")
+        ]
+        print(f"{name:44} {' '.join(values)} {median['memory']:9.0f} MB")
+    ratio = files["GFLOP/s"] / limit["GFLOP/s"]
+    print(f"\ncrops / matrix product, GFLOP/s: {ratio:.3f}")
 
 
 def describe_machine() -> str:
@@ -383,11 +480,13 @@ def memory() -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["speed", "memory"])
+    parser.add_argument("what", choices=["speed", "memory", "predict"])
     parser.add_argument("--turns", type=int, default=3, help="times each is measured")
     args = parser.parse_args()
     if args.what == "memory":
         memory()
+    elif args.what == "predict":
+        prediction(args.turns)
     else:
         speed(args.turns)
 
