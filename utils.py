@@ -584,6 +584,7 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         raise UserError(f"{path}: no model file there; train one with: python train.py")
     with starting_tensorflow():
         import h5py
+        import keras  # noqa: F401, for build_from_config
     wanted = "class_names", "image_size", "color_mode", "rescale"
     try:
         with h5py.File(path) as file:
