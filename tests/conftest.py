@@ -65,9 +65,3 @@ def run(checkout: Path) -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(words, cwd=checkout, capture_output=True, text=True)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def demo(run: Callable, checkout: Path) -> dict:
-    """Train on data/demo as README says; return the model's path and the run."""
-    return {"path": checkout / "models" / "demo.h5", "result": run(*DEMO.split()[1:])}

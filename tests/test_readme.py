@@ -60,11 +60,6 @@ def test_the_session_at_the_top(run: Callable) -> None:
     ]
 
 
-def test_the_command_that_train_suggests_runs(demo: dict, run: Callable) -> None:
-    command = demo["result"].stdout.splitlines()[-1].partition("python ")[2]
-    assert run(*shlex.split(command)).returncode == 0
-
-
 def test_the_table_of_defaults() -> None:
     rows = dict(re.findall(r"^\| `--([a-z-]+)` \| ([^|]*) \|", README, re.MULTILINE))
     for name, default in vars(train.parse_args([])).items():

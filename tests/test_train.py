@@ -1,105 +1,15 @@
-"""python train.py as users run it: what it prints, writes, and how it fails.
-
-The demo run's figures are compared with what predict.py says of the same images.
-"""
+"""python train.py with what users bring: other folders, faults, wrong usage."""
 
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
-import numpy as np
-import pandas as pd
 import pytest
-from conftest import EMOTIONS, MODEL, ROOT
 from PIL import Image
 
 import train
 import utils
-
-
-def test_the_demo_data_are_learned(demo: dict) -> None:
-    result = demo["result"]
-    assert (result.returncode, result.stderr) == (0, "")
-    metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
-    assert metrics["test"]["accuracy"] >= 0.9
-    assert metrics["test"]["images"] == 60
-
-
-def test_stdout(demo: dict) -> None:
-    out = demo["result"].stdout
-    metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
-    for name, place in {"test": "all", "leak_free": "not also in train"}.items():
-        part = metrics[name]
-        accuracy, one_view = part["accuracy"], part["one_view"]
-        spread = 196 * (accuracy * (1 - accuracy) / 60) ** 0.5
-        assert (
-            f"\nTest accuracy {100 * accuracy:.1f} % ± {spread:.1f} % "
-            f"(60 images, {place}; 95 % interval)\n"
-            f"  macro recall {100 * part['macro_recall']:.1f} %, "
-            f"one view {100 * one_view:.1f} %, always angry 16.7 %\n"
-            f"  calibration error {part['calibration_error']:.3f}, "
-            f"that of a perfect model {part['calibration_error_of_perfect']:.3f}\n"
-        ) in out
-    assert "\nNot calibrated: that needs a --validation-split above 0.\n" in out
-    assert re.search(r"^angry +40 +10$", out, re.MULTILINE)
-    assert out.count("Epoch ") == 15
-    assert "\r" not in out and "\x1b" not in out  # nothing animated: no terminal
-    command = out.splitlines()[-1].removeprefix("Now try: python ").split()
-    assert command[0] == "predict.py"
-    assert Path(ROOT, command[2]).is_file()
-
-
-def test_files(demo: dict) -> None:
-    folder = demo["path"].parent
-    pictures = {
-        "class_distribution.png",
-        "confusion_matrix.png",
-        "example_images.png",
-        "learning_curves.png",
-        "reliability.png",
-    }
-    names = {path.name for path in folder.iterdir()} - {Path(MODEL).name}
-    assert names == pictures | {"demo.h5", "history.csv", "metrics.json"}
-    for name in names:
-        assert f"  models/{name}\n" in demo["result"].stdout
-    for name in pictures:
-        with Image.open(folder / name) as image:
-            assert min(image.size) >= 400
-            assert np.asarray(image.convert("L")).std() > 10
-    history = pd.read_csv(folder / "history.csv", index_col="epoch")
-    assert list(history.index) == list(range(1, 16))
-    assert history.notna().all(axis=None)
-
-
-def test_the_model_file_tells_about_itself(demo: dict) -> None:
-    with h5py.File(demo["path"]) as file:
-        keras_own = {"keras_version", "backend", "model_config"}
-        names = set(file.attrs) - keras_own
-        stored = {name: json.loads(file.attrs[name]) for name in names}
-    assert stored["class_names"] == EMOTIONS
-    assert (stored["image_size"], stored["color_mode"]) == (48, "grayscale")
-    assert stored["rescale"] == 1 / 255
-    assert stored["script"] == "train.py"
-    assert stored["arguments"]["epochs"] == 15
-    assert stored["arguments"]["model_path"] == "models/demo.h5"
-    assert stored["images"] == {"train": 240, "test": 60}
-    assert set(stored["versions"]) == {"python", "tensorflow", "keras", "numpy"}
-    metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
-    assert stored == metrics
-
-
-def test_predict_gives_the_same_figures(demo: dict, run: Callable) -> None:
-    result = run("predict.py", "--image", "data/demo/test", "--model", demo["path"])
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = result.stdout.splitlines()
-    right = sum(
-        Path(ln).parent.name == ln.split(": ")[1].split()[0].lower() for ln in lines
-    )
-    metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
-    assert len(lines) == 60
-    assert right / 60 == metrics["test"]["accuracy"]
 
 
 def run_main(tree: Path, *options: str) -> Path:
