@@ -93,6 +93,21 @@ def test_faces_are_cut_from_the_original(
     np.testing.assert_array_equal(found.pixels, face)
 
 
+def test_boxes_are_those_of_the_upright_picture(
+    detector: FakeDetector, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (200, 100), np.uint8)
+    lying = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    lying.save(tmp_path / "phone.png", exif=exif)
+    detector.boxes = [(30, 120, 48, 48)]
+    (face,) = predict.read_faces(str(tmp_path / "phone.png"), "auto", 48)
+    assert detector.shapes == [(200, 100, 3)]
+    assert face.box == (30, 120, 48, 48)
+    np.testing.assert_array_equal(face.pixels, pixels[120:168, 30:78])
+
+
 @pytest.mark.parametrize(
     ("size", "faces", "searched"),
     [
