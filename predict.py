@@ -31,6 +31,7 @@ from utils import Face, UserError, percent
 
 CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
 SEARCH_SIZE = 1024  # pixels of the longer side that faces are searched at
+PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
 PLACE = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
 NO_FACE = "no face found; if it is a closely cut face, say --faces never"
 
@@ -108,11 +109,11 @@ def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
     Returns:
         Square boxes inside the image: left, top, width, height in pixels.
     """
-    small = image.convert("RGB")
-    small.thumbnail((SEARCH_SIZE, SEARCH_SIZE))
+    scale, boxes = max(1, max(image.size) / SEARCH_SIZE), []
+    size = [max(1, round(pixels / scale)) for pixels in image.size]
+    small = image.resize(size, reducing_gap=2).convert("RGB")
     with lock:
         found = load_detector().detect_faces(np.asarray(small))
-    scale, boxes = max(image.size) / max(small.size), []
     for left, top, width, height in (face["box"] for face in found):
         side = round(min(scale * max(width, height), *image.size))
         x = round(scale * (left + width / 2) - side / 2)
@@ -271,10 +272,15 @@ def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -
 def draw(
     target: Path, records: list[dict[str, Any]], heats: list[np.ndarray] | None = None
 ) -> None:
-    """Draw a picture with its faces boxed and named, beside their probabilities."""
+    """Draw a picture with its faces boxed and named, beside their probabilities.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a class name is a $
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -310,15 +316,18 @@ def draw(
         box = {"facecolor": color, "edgecolor": "none", "pad": 2}
         axis.text(x, y, text, va="bottom", fontsize=11, bbox=box)
     axis.set(xlim=(0, width), ylim=(height, 0))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with utils.replacing(target) as file:
-        figure.savefig(file, dpi=100)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with utils.replacing(target) as file:
+            figure.savefig(file, dpi=100)
+    except OSError as error:
+        raise UserError(f"{target}: cannot write: {error.strerror}") from error
     plt.close(figure)
 
 
 def name_picture(target: Path, path: str, used: set[str]) -> Path:
     """Name the file to draw an image into: target, or <image>.png in that folder."""
-    if target.suffix:
+    if target.suffix.lower() in PICTURES:
         return target
     stem = name = Path(path).stem
     number = 1
@@ -371,7 +380,7 @@ def predict(args: argparse.Namespace) -> int:
     paths = find_images(args.image)
     total = len(paths) if isinstance(paths, list) else None
     for target in (args.plot, args.explain):
-        if target and target.suffix and total != 1:
+        if target and target.suffix.lower() in PICTURES and total != 1:
             raise UserError(f"{target}: one file for several images; name a folder")
     model, attributes = utils.load_model(args.model)
     names, size = attributes["class_names"], attributes["image_size"]
@@ -397,14 +406,17 @@ def predict(args: argparse.Namespace) -> int:
                 text = format_text(records, alone=total == 1)
             if text:
                 output.write(text)
-            if args.plot and not isinstance(result, OSError):
+            if isinstance(result, OSError):
+                continue
+            if args.plot:
                 draw(name_picture(args.plot, path, used[args.plot]), records)
-            if args.explain and not isinstance(result, OSError):
-                heats = [
-                    grad_cam(model, f.pixels, int(np.argmax(p))) for f, p in result
-                ]
-                target = name_picture(args.explain, path, used[args.explain])
-                draw(target, records, heats)
+            if args.explain:
+                best = [int(probabilities.argmax()) for _, probabilities in result]
+                faces = [face.pixels for face, _ in result]
+                heats = list(map(functools.partial(grad_cam, model), faces, best))
+                draw(
+                    name_picture(args.explain, path, used[args.explain]), records, heats
+                )
     return failed
 
 

@@ -479,17 +479,21 @@ def percent(fraction: float) -> str:
 
 def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> None:
     """Print what evaluate returned, beside a guess that never looks."""
-    images = np.sum(metrics["test"]["confusion_matrix"], axis=1)
-    rows = zip(
-        class_names,
-        *[metrics["test"][name] for name in ("precision", "recall", "f1")],
-        images,
-        strict=True,
+    confusion = np.array(metrics["test"]["confusion_matrix"])
+    images, width = confusion.sum(axis=1), max(6, *map(len, class_names))
+    figures = [metrics["test"][name] for name in ("precision", "recall", "f1")]
+    heads = "".join(f" {name:>{width}}" for name in class_names)
+    print(
+        "\nAll test images, and as what they were classified:\n"
+        f"{'':{width}} precision  recall    f1  images {heads}"
     )
-    width = max(map(len, class_names))
-    print(f"\nAll test images:\n{'':{width}} precision  recall    f1  images")
-    for name, precision, recall, f1, count in rows:
-        print(f"{name:{width}} {precision:9.3f} {recall:7.3f} {f1:5.3f} {count:7}")
+    for name, *row, counts in zip(class_names, *figures, confusion, strict=True):
+        precision, recall, f1 = row
+        classified = "".join(f" {count:{width}}" for count in counts)
+        print(
+            f"{name:{width}} {precision:9.3f} {recall:7.3f} {f1:5.3f} "
+            f"{sum(counts):7} {classified}"
+        )
     print("\nconfidence at least  images  accuracy")
     for least, share, accuracy in metrics["test"]["coverage"]:
         print(f"{least:19} {percent(share):>7} {percent(accuracy):>9}")

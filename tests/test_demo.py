@@ -55,6 +55,10 @@ def test_stdout(demo: dict) -> None:
         ) in out
     assert "\nNot calibrated: that needs a --validation-split above 0.\n" in out
     assert re.search(r"^angry +40 +10$", out, re.MULTILINE)
+    for row, name in enumerate(EMOTIONS):
+        counts = map(str, [10, *metrics["test"]["confusion_matrix"][row]])
+        pattern = rf"^{name} +[\d.]+ +[\d.]+ +[\d.]+ +" + " +".join(counts) + "$"
+        assert re.search(pattern, out, re.MULTILINE)
     assert out.count("Epoch ") == 15
     assert "\r" not in out and "\x1b" not in out  # nothing animated: no terminal
     command = out.splitlines()[-1].removeprefix("Now try: python ").split()
