@@ -12,6 +12,7 @@ the model that is there.
 
 import argparse
 import csv
+import errno
 import functools
 import io
 import json
@@ -27,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 import utils
-from utils import Face, UserError, percent
+from utils import Face, UserError, percent, printable
 
 CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
 SEARCH_SIZE = 1024  # pixels of the longer side that faces are searched at
@@ -123,7 +124,7 @@ def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
     return sorted(boxes)
 
 
-def read_faces(path: str, faces: str, image_size: int) -> list[Face]:
+def read_faces(path: str, faces: str) -> list[Face]:
     """Read the faces of an image file; faces is the option of that name.
 
     Raises:
@@ -131,10 +132,10 @@ def read_faces(path: str, faces: str, image_size: int) -> list[Face]:
     """
     image = utils.open_image(path)
     if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
-        return utils.whole_face(image, image_size)
+        return utils.whole_face(image)
     boxes = find_faces(image)
     crops = [image.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
-    pixels = [utils.to_pixels(crop, image_size) for crop in crops]
+    pixels = [utils.to_pixels(crop) for crop in crops]
     return [Face(*face) for face in zip(pixels, boxes, strict=True)]
 
 
@@ -183,7 +184,7 @@ def format_text(records: list[dict[str, Any]], alone: bool) -> str:
     text = ""
     for record in records:
         face = f" face {record['face']}" if len(records) > 1 else ""
-        text += f"{record['path']}{face}: {describe(record)}\n"
+        text += f"{printable(record['path'])}{face}: {describe(record)}\n"
     return text
 
 
@@ -199,11 +200,16 @@ def format_json(records: list[dict[str, Any]]) -> str:
 
 
 def format_csv(records: list[dict[str, Any]], class_names: list[str]) -> str:
-    """Write records as CSV rows, numbers with four decimals."""
+    """Write records as CSV rows, numbers with four decimals.
+
+    A path that a spreadsheet would take for a formula begins with ./ instead.
+    """
     text = io.StringIO()
     for record in records:
         row = {name: value for name, value in record.items() if name != "probabilities"}
-        message = row.pop("message")
+        message = printable(row.pop("message"))
+        formula = record["path"].startswith(("=", "+", "-", "@"))
+        row["path"] = "./" * formula + printable(record["path"])
         probabilities = record["probabilities"] or dict.fromkeys(class_names)
         values = [*row.values(), *probabilities.values(), message]
         csv.writer(text, lineterminator="\n").writerow(
@@ -329,7 +335,8 @@ def name_picture(target: Path, path: str, used: set[str]) -> Path:
     """Name the file to draw an image into: target, or <image>.png in that folder."""
     if target.suffix.lower() in PICTURES:
         return target
-    stem = name = Path(path).stem
+    # Bytes are what a file system counts: 255 a name, and more is put behind this one.
+    stem = name = os.fsdecode(os.fsencode(Path(path).stem)[:200])
     number = 1
     while name in used:
         number += 1
@@ -339,16 +346,16 @@ def name_picture(target: Path, path: str, used: set[str]) -> Path:
 
 
 class Output:
-    """Write to a file, or without a path to stdout, each text at once.
+    """Write to a file, or without a path to stdout, each text at once and whole.
 
     What the file held is kept until there is a first text.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.mode = path, "w"
+        self.path, self.mode = path, "wb"
 
     def write(self, text: str) -> None:
-        """Write a text.
+        """Write a text, all of it or nothing.
 
         Raises:
             UserError: if the file cannot be written.
@@ -356,14 +363,16 @@ class Output:
         if not self.path:
             print(text, end="", flush=True)
             return
+        content = text.encode(errors="backslashreplace")
         try:
-            with open(
-                self.path, self.mode, encoding="utf-8", errors="backslashreplace"
-            ) as file:
-                file.write(text)
+            with open(self.path, self.mode, buffering=0) as file:
+                written = file.write(content)
+                if written < len(content):  # the disk is full
+                    file.truncate(file.tell() - written)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UserError(f"{self.path}: cannot write: {error.strerror}") from error
-        self.mode = "a"
+        self.mode = "ab"
 
 
 def make_progress_bar(hidden: bool) -> Any:
@@ -382,9 +391,8 @@ def predict(args: argparse.Namespace) -> int:
     for target in (args.plot, args.explain):
         if target and target.suffix.lower() in PICTURES and total != 1:
             raise UserError(f"{target}: one file for several images; name a folder")
-    model, attributes = utils.load_model(args.model)
-    names, size = attributes["class_names"], attributes["image_size"]
-    read = functools.partial(read_faces, faces=args.faces, image_size=size)
+    model, names = utils.load_model(args.model)
+    read = functools.partial(read_faces, faces=args.faces)
     header = ["path", "status", "face", *PLACE, "emotion", "confidence", *names]
     header = ",".join([*header, "message\n"]) if args.format == "csv" else ""
     failed, used = 0, {args.plot: set(), args.explain: set()}
@@ -396,7 +404,8 @@ def predict(args: argparse.Namespace) -> int:
         for path, result in bar.track(results, total, description=""):
             records = make_records(path, result, names, args.min_confidence)
             if message := records[0]["message"]:
-                print(f"predict.py: error: {path}: {message}", file=sys.stderr)
+                line = printable(f"{path}: {message}")
+                print(f"predict.py: error: {line}", file=sys.stderr)
                 failed = 1
             if args.format == "json":
                 text = format_json(records)
@@ -425,11 +434,10 @@ def evaluate(args: argparse.Namespace) -> int:
 
     If a folder train/ stands beside it, the images that it holds, too, are told apart.
     """
-    model, attributes = utils.load_model(args.model)
-    class_names = attributes["class_names"]
+    model, class_names = utils.load_model(args.model)
     index, unreadable = utils.index_folder(args.evaluate, class_names)
     for line in unreadable:
-        print(f"predict.py: error: {line}", file=sys.stderr)
+        print(f"predict.py: error: {printable(line)}", file=sys.stderr)
     train_folder = args.evaluate.parent / "train"
     if train_folder.is_dir() and not train_folder.samefile(args.evaluate):
         train_index, _ = utils.index_folder(train_folder, class_names)

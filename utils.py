@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import struct
 import sys
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 if TYPE_CHECKING:  # what takes long to import is imported where it is used
+    import h5py
     import keras
     import pandas as pd
 
@@ -33,18 +35,20 @@ MODEL_PATH = Path("models/face_classification_model.h5")
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
 CHUNK = 64  # files whose faces go through the network together
-LAYERS = {  # that a model file may hold
-    "BatchNormalization",
-    "Conv2D",
-    "Dense",
-    "Dropout",
-    "Flatten",
-    "GroupNormalization",
-    "InputLayer",
-    "MaxPooling2D",
-    "ReLU",
-}
 PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
+
+# Not all that Pillow knows: for EPS, say, it would start another program.
+FORMATS = [
+    "AVIF",
+    "BMP",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+]
 
 # What Pillow's decoders raise on files that are broken or no images at all.
 DECODER_ERRORS = (
@@ -59,9 +63,51 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
+# What a model file may hold: train.py's kinds of layers, and values that are safe.
+LAYERS = {
+    "BatchNormalization",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GroupNormalization",
+    "InputLayer",
+    "MaxPooling2D",
+    "ReLU",
+}
+CHOICES = {
+    "activation": {"linear", "relu", "softmax"},
+    "data_format": {"channels_last"},
+}
+MODEL_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+MAX_LAYERS = 200
+MAX_BYTES = 10**9  # of a whole file
+MAX_ATTRIBUTE = 2**20  # bytes
+
+
+def printable(text: object) -> str:
+    """Escape what a terminal would obey rather than show, line ends among them."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
+    )
+
 
 class UserError(Exception):
-    """An expected failure, told to the user: what is wrong, where, what to do."""
+    """An expected failure, told in a line: what is wrong, where, what to do.
+
+    File names in the message are safe to print; a hint is printed as it stands.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(printable(message) + hint)
 
 
 @contextlib.contextmanager
@@ -138,7 +184,9 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise OSError("no such file" if not os.path.exists(path) else "not a file")
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise OSError(f"too large: {image.width}x{image.height} pixels")
             image.load()
             with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
                 ImageOps.exif_transpose(image, in_place=True)
@@ -151,17 +199,17 @@ def open_image(path: str | Path) -> Image.Image:
         raise OSError(f"{path}: {reason}") from error
 
 
-def to_pixels(image: Image.Image, image_size: int) -> np.ndarray:
+def to_pixels(image: Image.Image) -> np.ndarray:
     """Scale an image of mode L or RGB to square grayscale.
 
     Of one that is not square the centre square is used, so that a face keeps its
     proportions. A gray image that already has the right size stays as it is.
 
     Returns:
-        Pixels of shape (image_size, image_size), uint8.
+        Pixels of shape (48, 48), uint8.
     """
     # Lanczos takes out what is too fine for the new size before it scales down.
-    size, filter = (image_size, image_size), Image.Resampling.LANCZOS
+    size, filter = (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS
     return np.asarray(ImageOps.fit(image.convert("L"), size, filter))
 
 
@@ -174,22 +222,22 @@ def to_input(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., np.newaxis] * np.float32(RESCALE)
 
 
-def read_pixels(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
-    """Read an image file as square grayscale, uint8 of shape (image_size, image_size).
+def read_pixels(path: str | Path) -> np.ndarray:
+    """Read an image file as square grayscale, uint8 of shape (48, 48).
 
     Raises:
         OSError: if the file cannot be read as an image.
     """
-    return to_pixels(open_image(path), image_size)
+    return to_pixels(open_image(path))
 
 
-def read_face(path: str | Path, image_size: int = IMAGE_SIZE) -> np.ndarray:
-    """Read one face image as network input, float32 (image_size, image_size, 1).
+def read_face(path: str | Path) -> np.ndarray:
+    """Read one face image as network input, float32 of shape (48, 48, 1).
 
     Raises:
         OSError: if the file cannot be read as an image.
     """
-    return to_input(read_pixels(path, image_size))
+    return to_input(read_pixels(path))
 
 
 def list_folders(folder: Path) -> list[str]:
@@ -300,11 +348,11 @@ class Face(NamedTuple):
     box: tuple[int, int, int, int]  # left, top, width, height, in the upright picture
 
 
-def whole_face(image: Image.Image, image_size: int) -> list[Face]:
+def whole_face(image: Image.Image) -> list[Face]:
     """Take an image for one face: its centre square."""
     side = min(image.size)
     box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
-    return [Face(to_pixels(image, image_size), box)]
+    return [Face(to_pixels(image), box)]
 
 
 def read_ahead(
@@ -370,10 +418,10 @@ def predict_index(
     Raises:
         UserError: if an image can no longer be read.
     """
-    probabilities, image_size = [], model.input_shape[1]
+    probabilities = []
 
     def read(path: str) -> list[Face]:
-        return whole_face(open_image(path), image_size)
+        return whole_face(open_image(path))
 
     for _, result in predict_files(model, index.path, read, all_views):
         if isinstance(result, OSError):
@@ -534,7 +582,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_model(model: keras.Model, path: Path, attributes: dict[str, Any]) -> None:
-    """Write a model with its attributes, without optimizer state."""
+    """Write a model with its attributes, without optimizer state.
+
+    Raises:
+        OSError: if the disk is full, say.
+    """
+    # HDF5 ends in a heap of errors on a full disk: find out before whether all fits.
+    path.write_bytes(os.urandom(4 * model.count_params() + MAX_ATTRIBUTE))
     logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
     model.save(path, include_optimizer=False)
     write_attributes(path, attributes)
@@ -552,67 +606,173 @@ def write_attributes(path: Path, attributes: dict[str, Any]) -> None:
             file.attrs[name] = json.dumps(value)
 
 
-def build_from_config(config: dict[str, Any]) -> keras.Model:
-    """Build a sequential network of plain layers from its configuration.
-
-    Keras' own loader takes twice as long: it builds the network anew with each layer,
-    and draws random weights, which those of the file then replace.
+def read_attribute(file: h5py.File, name: str) -> Any:
+    """Read a root attribute of an HDF5 file that holds JSON.
 
     Raises:
-        ValueError: if a layer is of another kind than train.py's.
+        ValueError: if there is none, or it is something else.
+    """
+    if name not in file.attrs:
+        only = ", perhaps weights only" if name == "model_config" else ""
+        raise ValueError(f"it holds no {name}{only}")
+    if file.attrs.get_id(name).get_storage_size() > MAX_ATTRIBUTE:
+        raise ValueError(f"its {name} is too long")
+    text = file.attrs[name]
+    if not isinstance(text, str | bytes) or len(text) > MAX_ATTRIBUTE:
+        raise ValueError(f"its {name} is no text, or too long")
+    return json.loads(text)
+
+
+def check_datasets(file: h5py.File) -> int:
+    """Follow every link of an HDF5 file, and make sure that none leads out of it.
+
+    Returns:
+        How many numbers the file holds.
+
+    Raises:
+        ValueError: if there is anything but groups and plain arrays of float32 whose
+            bytes are in the file.
+    """
+    import h5py
+
+    groups, total, left = [file], 0, file.id.get_filesize()
+    for group in groups:  # grows: a group that holds itself would have no end
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} in it is a link to something else")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+                if len(groups) > 10 * MAX_LAYERS:
+                    raise ValueError("it holds more groups than a network has")
+                continue
+            if not isinstance(item, h5py.Dataset) or item.dtype != np.float32:
+                raise ValueError(f"{name} in it is no array of float32")
+            properties = item.id.get_create_plist()
+            if (
+                properties.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED)
+                or properties.get_external_count()
+                or properties.get_nfilters()
+                or item.id.get_storage_size() < item.nbytes
+            ):
+                raise ValueError(f"{name} in it does not stand in the file as it is")
+            total, left = total + item.size, left - item.nbytes
+            if left < 0:
+                raise ValueError("it declares more numbers than it holds")
+    return total
+
+
+def make_layer(kind: str, config: dict[str, Any]) -> keras.Layer:
+    """Make a layer of train.py's kinds from plain values.
+
+    Raises:
+        ValueError: if it is of another kind, or a value is not plain.
     """
     import keras
 
-    layers = []
-    for layer in config["layers"]:
-        if layer["class_name"] not in LAYERS:
-            raise ValueError(f"it holds a layer of kind {layer['class_name']}")
-        if "kernel_initializer" in layer["config"]:
-            layer["config"]["kernel_initializer"] = "zeros"
-        kind = getattr(keras.layers, layer["class_name"])
-        layers.append(kind.from_config(layer["config"]))
-    return keras.Sequential(layers, name=config["name"])
+    if kind not in LAYERS:
+        raise ValueError(f"it holds a layer of kind {kind}, not listed in utils.LAYERS")
+    plain = {}
+    for name, value in config.items():
+        # Of these, nothing is needed but that training calculated in float32.
+        if name.endswith(("initializer", "regularizer", "constraint")):
+            continue
+        if name == "dtype":
+            policy = value["config"]["name"] if isinstance(value, dict) else value
+            if policy != "float32":
+                raise ValueError(f"its layer {kind} calculates in {policy}")
+            continue
+        values = value if isinstance(value, list) else [value]
+        kinds = bool | int | float | str | None
+        if len(values) > 4 or not all(isinstance(x, kinds) for x in values):
+            raise ValueError(f"{name} of its layer {kind} is not plain")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"{name} of its layer {kind} is {value}")
+        plain[name] = value
+    if kind in ("Conv2D", "Dense"):
+        plain["kernel_initializer"] = "zeros"  # random numbers would take time
+    return getattr(keras.layers, kind)(**plain)
 
 
-def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
+def build_from_config(config: dict[str, Any], numbers: int) -> keras.Model:
+    """Build a sequential network of plain layers from its configuration.
+
+    Keras' own loader takes twice as long, as it builds the network anew with each
+    layer, and would make whatever object the file names.
+
+    Raises:
+        ValueError: if it is another kind of network than train.py's, or has more
+            weights than the file has numbers.
+    """
+    import keras
+
+    if (
+        config["class_name"] != "Sequential"
+        or len(config["config"]["layers"]) > MAX_LAYERS
+    ):
+        raise ValueError("its network is not sequential, or too deep")
+    layers = [
+        make_layer(layer["class_name"], layer["config"])
+        for layer in config["config"]["layers"]
+    ]
+    shape = layers[0].batch_shape
+    if shape != (None, IMAGE_SIZE, IMAGE_SIZE, 1):
+        raise ValueError(f"its input is {shape}, not {IMAGE_SIZE}x{IMAGE_SIZE} gray")
+    for layer in layers[1:]:
+        if isinstance(layer, keras.layers.Conv2D):
+            numbers -= math.prod(layer.kernel_size) * shape[-1] * layer.filters
+        elif isinstance(layer, keras.layers.Dense):
+            numbers -= shape[-1] * layer.units
+        if numbers < 0:
+            raise ValueError("its network has more weights than it holds numbers")
+        shape = layer.compute_output_shape(shape)
+    return keras.Sequential(layers, name=config["config"]["name"])
+
+
+def load_model(path: Path) -> tuple[keras.Model, list[str]]:
     """Load a model file that train.py wrote.
 
+    The file is checked before Keras sees it: nothing in it is executed, and nothing
+    outside it is read, whoever made it.
+
     Returns:
-        The keras.Model, and its attributes, among them class_names (in the order of the
-        network's outputs) and image_size (pixels a side).
+        The network, and its class names in the order of its outputs.
 
     Raises:
         UserError: if there is no such file, or it is not one that train.py wrote.
     """
+    make = "make one with: python train.py"
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no model file there; train one with: python train.py")
+        raise UserError(f"{path}: no model file there; {make}")
     with starting_tensorflow():
         import h5py
         import keras  # noqa: F401, for build_from_config
-    wanted = "class_names", "image_size", "color_mode", "rescale"
     try:
+        if os.path.getsize(path) > MAX_BYTES:
+            raise ValueError("it is larger than a gigabyte")
+        if not h5py.is_hdf5(path):
+            raise ValueError("it is no HDF5 file")
         with h5py.File(path) as file:
-            stored = {name: file.attrs[name] for name in wanted if name in file.attrs}
-            config = json.loads(file.attrs["model_config"])["config"]
-        attributes = {name: json.loads(value) for name, value in stored.items()}
-        missing = [name for name in wanted if name not in attributes]
-        if missing:
-            raise ValueError(f"it holds no {', '.join(missing)}")
-        if (attributes["color_mode"], attributes["rescale"]) != ("grayscale", RESCALE):
-            raise ValueError("it was trained on other than grayscale pixels in [0, 1]")
-        image_size, class_names = attributes["image_size"], attributes["class_names"]
-        if not all(isinstance(name, str) for name in class_names):
-            raise ValueError(f"its class names are {class_names}")
-        model = build_from_config(config)
-        model.load_weights(path)
-        if model.input_shape != (None, image_size, image_size, 1):
-            raise ValueError(
-                f"its input is {model.input_shape}, not {image_size}x{image_size}"
+            config, class_names, rescale = (
+                read_attribute(file, name)
+                for name in ("model_config", "class_names", "rescale")
             )
+            numbers = check_datasets(file)
+        if rescale != RESCALE:
+            raise ValueError("it was trained on other pixels than gray ones in [0, 1]")
+        if not all(
+            isinstance(name, str) and name.isprintable() for name in class_names
+        ):
+            raise ValueError(f"its class names are {class_names}")
+        model = build_from_config(config, numbers)
         if model.output_shape != (None, len(class_names)):
             raise ValueError(f"its outputs do not fit its {len(class_names)} classes")
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        model.load_weights(path)
+        if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+            raise ValueError("some of its weights are no numbers")
+    except MODEL_ERRORS as error:
+        reason = str(error).partition("\n")[0][:300]
         raise UserError(
-            f"{path}: not a model file that train.py wrote: {error}"
+            f"{path}: not a model file that train.py wrote: {reason}; {make}"
         ) from error
-    return model, attributes
+    return model, class_names

@@ -267,7 +267,7 @@ def read_faces(path: str, faces: str) -> list:
     """Read faces as predict.py does."""
     import predict
 
-    return predict.read_faces(path, faces, 48)
+    return predict.read_faces(path, faces)
 
 
 def predict_all(model: Any, paths: list[str], read: Callable) -> float:

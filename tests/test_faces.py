@@ -6,6 +6,8 @@ The detector is the real one on a portrait, and a fake with known boxes elsewher
 import csv
 import io
 import json
+import os
+import resource
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import Image
 
 import predict
 import utils
+from utils import UserError
 
 CROP = ROOT / "data" / "demo" / "test" / "happy" / "03.png"
 FACE = (175, 65, 100, 150)  # of the astronaut, by eye: left, top, width, height
@@ -88,7 +91,7 @@ def test_faces_are_cut_from_the_original(
     Image.fromarray(pixels).save(path)
     scale = 1024 / 3000
     detector.boxes = [tuple(scale * v for v in (600, 900, 48, 48))]
-    (found,) = predict.read_faces(str(path), "auto", 48)
+    (found,) = predict.read_faces(str(path), "auto")
     assert found.box == (600, 900, 48, 48)
     np.testing.assert_array_equal(found.pixels, face)
 
@@ -102,7 +105,7 @@ def test_boxes_are_those_of_the_upright_picture(
     exif[0x0112] = 6  # to be turned clockwise
     lying.save(tmp_path / "phone.png", exif=exif)
     detector.boxes = [(30, 120, 48, 48)]
-    (face,) = predict.read_faces(str(tmp_path / "phone.png"), "auto", 48)
+    (face,) = predict.read_faces(str(tmp_path / "phone.png"), "auto")
     assert detector.shapes == [(200, 100, 3)]
     assert face.box == (30, 120, 48, 48)
     np.testing.assert_array_equal(face.pixels, pixels[120:168, 30:78])
@@ -122,7 +125,7 @@ def test_when_faces_are_searched(
 ) -> None:
     path = tmp_path / "image.png"
     Image.new("L", size, 99).save(path)
-    found = predict.read_faces(str(path), faces, 48)
+    found = predict.read_faces(str(path), faces)
     assert len(detector.shapes) == searched
     if searched:
         assert found == []
@@ -149,7 +152,7 @@ def mixed(detector: FakeDetector, tmp_path: Path, photo: Path) -> list[Path]:
 def expected(path: Path, faces: str = "auto") -> list[np.ndarray]:
     """Return the probabilities of an image's faces."""
     model, _ = utils.load_model(ROOT / MODEL)
-    found = predict.read_faces(str(path), faces, 48)
+    found = predict.read_faces(str(path), faces)
     pixels = np.stack([face.pixels for face in found])
     return list(utils.predict_faces(model, utils.to_input(pixels)))
 
@@ -344,6 +347,95 @@ def test_grad_cam_sees_what_matters() -> None:
     assert heat[2:4, 5:7].min() == 1
     assert heat.sum() == pytest.approx(4)
     assert predict.grad_cam(model, pixels, 1).max() == 0  # nothing speaks for it
+
+
+@pytest.fixture
+def strange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: FakeDetector
+) -> list[str]:
+    """Return strange names of a crop, in a folder that is the current one."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    names = [
+        "two\nlines.png",
+        "\x1b[2Jcleared.png",
+        os.fsdecode(b"latin-\xe9.png"),
+        "\u202egnp.right-to-left",
+        "-dash.png",
+        "=1+1.png",
+        "+1.png",
+        "@home.png",
+        "x" * 251 + ".png",
+        "\u9854" * 83 + ".png",
+    ]
+    for name in names:
+        Path(name).write_bytes(CROP.read_bytes())
+    return names
+
+
+ESCAPED = [
+    r"two\nlines.png",
+    r"\x1b[2Jcleared.png",
+    r"latin-\udce9.png",
+    r"\u202egnp.right-to-left",
+]
+
+
+def test_strange_names_in_text(
+    strange: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    missing = [f"no\n{name}" for name in strange[:2]]
+    words = [f"--image={strange[4]}", "--model", str(ROOT / MODEL)]
+    assert run(*words) == 0  # a leading dash
+    capsys.readouterr()
+    assert run("--image", *strange[:4], *strange[5:], *missing) == 1
+    out, err = capsys.readouterr()
+    lines = out.split("\n")
+    names = [*ESCAPED, *strange[5:]]
+    assert [line.rpartition(": ")[0] for line in lines] == [*names, ""]
+    assert err.split("\n") == [
+        rf"predict.py: error: no\n{ESCAPED[0]}: no such file",
+        rf"predict.py: error: no\n{ESCAPED[1]}: no such file",
+        "",
+    ]
+    with pytest.raises(SystemExit, match=r"error: no\\ntwo\\nlines\.png: no such file"):
+        predict.main(["--image", missing[0]])
+
+
+def test_strange_names_in_csv_and_json(
+    strange: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert run("--format", "csv", f"--image={strange[4]}") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == ["./-dash.png"]
+    images = [*strange[:4], *strange[5:]]
+    assert run("--image", *images, "--format", "csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    formulas = ["./=1+1.png", "./+1.png", "./@home.png"]
+    assert [row["path"] for row in rows] == [*ESCAPED, *formulas, *strange[8:]]
+    assert run("--image", *images, "--format", "json") == 0
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isascii() and "\x1b" not in out
+    assert [json.loads(line)["path"] for line in out.splitlines()] == images
+
+
+def test_strange_names_are_drawn(strange: list[str]) -> None:
+    assert run("--image", ".", "--plot", "drawn") == 0
+    assert len(list(Path("drawn").iterdir())) == len(strange)
+
+
+def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
+    path, record = tmp_path / "emotions.csv", "x" * 99 + "\n"
+    output = predict.Output(path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1050, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"emotions\.csv: cannot write: "):
+            for _ in range(20):
+                output.write(record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_text() == 10 * record
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture) -> None:

@@ -17,12 +17,7 @@ import utils
 from utils import UserError
 
 CLASSES = ["angry", "happy", "sad"]
-ATTRIBUTES = {
-    "class_names": CLASSES,
-    "image_size": 48,
-    "color_mode": "grayscale",
-    "rescale": 1 / 255,
-}
+ATTRIBUTES = {"class_names": CLASSES, "rescale": 1 / 255}
 
 
 @pytest.fixture
@@ -179,8 +174,8 @@ def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
     faces = np.random.rand(4, 48, 48, 1).astype(np.float32)
     model.train_on_batch(faces, np.eye(3)[[0, 1, 2, 0]])
     utils.save_model(model, path, ATTRIBUTES | {"seed": 3})
-    loaded, attributes = utils.load_model(path)
-    assert attributes == ATTRIBUTES
+    loaded, class_names = utils.load_model(path)
+    assert class_names == CLASSES
     np.testing.assert_array_equal(
         loaded.predict_on_batch(faces), model.predict_on_batch(faces)
     )
@@ -202,58 +197,6 @@ def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def break_file(path: Path, fault: str) -> None:
-    """Make a model file unfit in one way."""
-    if fault == "no HDF5":
-        path.write_bytes(b"GIF89a")
-    elif fault == "truncated":
-        path.write_bytes(path.read_bytes()[:5000])
-    else:
-        with h5py.File(path, "r+") as file:
-            if fault == "no weights":
-                del file["model_weights"]
-            elif fault == "class numbers":
-                file.attrs["class_names"] = "[1, 2, 3]"
-            elif fault == "no class names":
-                del file.attrs["class_names"]
-            elif fault == "other classes":
-                file.attrs["class_names"] = json.dumps(["angry", "happy"])
-            elif fault == "other size":
-                file.attrs["image_size"] = json.dumps(64)
-            elif fault == "other scale":
-                file.attrs["rescale"] = json.dumps(1.0)
-            elif fault == "no JSON":
-                file.attrs["class_names"] = "angry"
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("no HDF5", ""),
-        ("truncated", ""),
-        ("no class names", "it holds no class_names"),
-        ("other classes", "outputs do not fit its 2 classes"),
-        ("other size", "not 64x64"),
-        ("other scale", "other than grayscale pixels in"),
-        ("no JSON", ""),
-        ("no weights", ""),
-        ("class numbers", "its class names are [1, 2, 3]"),
-    ],
-)
-def test_unfit_model_files(
-    model: keras.Model, tmp_path: Path, fault: str, message: str
-) -> None:
-    path = tmp_path / "model.h5"
-    utils.save_model(model, path, ATTRIBUTES)
-    break_file(path, fault)
-    with pytest.raises(UserError) as error:
-        utils.load_model(path)
-    text = str(error.value)
-    assert text.startswith(f"{path}: not a model file that train.py wrote: ")
-    assert message in text
-    assert "\n" not in text
 
 
 def test_no_model_file(tmp_path: Path) -> None:
@@ -382,7 +325,7 @@ def test_predictions_keep_order_around_broken_files(
         paths.insert(position, str(tree / "missing.png"))
 
     def read(path: str) -> list[utils.Face]:
-        return utils.whole_face(utils.open_image(path), 48)
+        return utils.whole_face(utils.open_image(path))
 
     monkeypatch.setattr(utils, "CHUNK", 4)
     told, results = zip(*utils.predict_files(model, paths, read), strict=True)

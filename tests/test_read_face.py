@@ -3,8 +3,11 @@
 Expected values are worked out from the array that the file was written from.
 """
 
+import errno
 import os
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -158,14 +161,17 @@ def test_network_input(tmp_path: Path) -> None:
     np.testing.assert_array_equal(face, keras_face)
 
 
-def test_other_image_size(tmp_path: Path) -> None:
-    path = write(tmp_path / "face.png", Image.fromarray(random_pixels(2, 64)))
-    np.testing.assert_array_equal(utils.read_pixels(path, 64), random_pixels(2, 64))
-
-
 def jpeg_bytes(tmp_path: Path) -> bytes:
     """Return a whole JPEG file."""
     return write(tmp_path / "whole.jpg", Image.fromarray(GRAY)).read_bytes()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return the beginning of a PNG file that declares a size."""
+    data = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + data
+    chunk = struct.pack(f">I{len(chunk)}sI", len(data), chunk, zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I4s", 9, b"IDAT")
 
 
 def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
@@ -174,9 +180,13 @@ def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
     contents = {
         "text.jpg": (b"no image at all", "not an image"),
         "empty.jpg": (b"", "empty file"),
+        "zeros.jpg": (bytes(5000), "not an image"),
         "truncated.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
         "truncated.png": (png[: len(png) // 2], "truncated"),
         "header.png": (png[:8] + struct.pack(">I", 13) + b"IHDR", ""),
+        "bomb.png": (png_header(10_000, 9_000), "too large: 10000x9000 pixels"),
+        "bomb2.png": (png_header(20_000, 20_000), "decompression bomb"),
+        "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an"),
     }
     for name, (content, reason) in contents.items():
         path = tmp_path / name
@@ -188,14 +198,45 @@ def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gif"
+    Image.new("1", (20_000, 20_000)).save(path)  # 400 million pixels, a small file
+    tracemalloc.start()
+    with pytest.raises(OSError, match="pixels"):
+        utils.read_pixels(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_wrong_ending_does_not_matter(tmp_path: Path) -> None:
+    png = write(tmp_path / "face.png", Image.fromarray(GRAY))
+    for name in ("face.jpg", "face.txt", "face"):
+        np.testing.assert_array_equal(
+            utils.read_pixels(png.rename(tmp_path / name)), GRAY
+        )
+        png = tmp_path / name
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_a_broken_colour_profile_is_ignored(tmp_path: Path, ending: str) -> None:
+    image = Image.fromarray(GRAY).convert("RGB")
+    plain = utils.read_pixels(write(tmp_path / f"plain.{ending}", image))
+    path = write(tmp_path / f"face.{ending}", image, icc_profile=b"no profile")
+    assert b"no profile" in path.read_bytes() or ending == "png"  # compressed there
+    np.testing.assert_array_equal(utils.read_pixels(path), plain)
+
+
 def test_what_is_no_file_is_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "link.jpg").symlink_to("nowhere")
+    (tmp_path / "cycle.jpg").symlink_to("cycle.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     for name, reason in {
         "folder.jpg": "not a file",
         "pipe.jpg": "not a file",
         "link.jpg": "no such file",
+        "cycle.jpg": "no such file",
+        "a\0b.jpg": "no such file",
         "missing.jpg": "no such file",
     }.items():
         with pytest.raises(OSError, match=f"{name}: {reason}"):
@@ -215,6 +256,27 @@ def test_pixels_without_a_known_range_are_refused(
 ) -> None:
     with pytest.raises(OSError, match="no defined range"):
         utils.read_pixels(write(tmp_path / "face.tif", image))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_no_permission(tmp_path: Path) -> None:
+    path = write(tmp_path / "face.png", Image.fromarray(GRAY))
+    path.chmod(0)
+    with pytest.raises(OSError, match=r"face\.png: Permission denied"):
+        utils.read_pixels(path)
+
+
+def test_what_the_system_refuses_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "face.png", Image.fromarray(GRAY))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(OSError, match=rf"^{path}: Permission denied$"):
+        utils.read_pixels(path)
 
 
 def test_list_files(tmp_path: Path) -> None:
