@@ -10,6 +10,8 @@ there, from which --resume goes on.
 """
 
 import argparse
+import contextlib
+import filecmp
 import hashlib
 import json
 import os
@@ -18,11 +20,10 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from filelock import FileLock, Timeout
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 import utils
-from utils import IMAGE_SIZE, RESCALE, WORKERS, UserError
+from utils import IMAGE_SIZE, RESCALE, WORKERS, UserError, printable
 
 with utils.starting_tensorflow():
     import keras
@@ -72,7 +74,7 @@ PRECISIONS = ["float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-NO_DATA = """{folder}: no such folder. Get FER2013 with one of
+GET_DATA = """. Get FER2013 with one of
   pip install kaggle && kaggle datasets download msambare/fer2013 --path data --unzip
   pip install kagglehub && python -c "import kagglehub; \
 kagglehub.dataset_download('msambare/fer2013', output_dir='data')"
@@ -175,7 +177,7 @@ def describe_data(
     print(f"\n{table.to_string()}\n")
     for name, lines in unreadable.items():
         for line in lines[:5]:
-            print(f"left out: {line}")
+            print(f"left out: {printable(line)}")
         if len(lines) > 5:
             print(f"left out: {len(lines) - 5} more in {name}")
 
@@ -205,6 +207,7 @@ class FaceIterator(Iterator):
         self.labels = index.emotion.cat.codes.to_numpy()
         self.num_classes = len(index.emotion.cat.categories)
         self.generator, self.erasing, self.mixup = generator, erasing, mixup
+        self.error: OSError | None = None
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -221,7 +224,7 @@ class FaceIterator(Iterator):
             parameters = [self.generator.get_random_transform(x.shape) for x in faces]
         random = np.random.default_rng([self.seed, self.epoch, batch])
         for i, row in enumerate(rows):
-            face = utils.read_face(self.paths[row])
+            face = self.read_face(self.paths[row])
             face = self.generator.apply_transform(face, parameters[i])
             faces[i] = self.generator.standardize(face)
             if random.random() < self.erasing:
@@ -232,6 +235,14 @@ class FaceIterator(Iterator):
                 share * x + (1 - share) * np.roll(x, 1, axis=0) for x in (faces, labels)
             )
         return faces, labels
+
+    def read_face(self, path: str) -> np.ndarray:
+        """Read a face, and keep an error, which Keras would hide."""
+        try:
+            return utils.read_face(path)
+        except OSError as error:
+            self.error = error
+            raise
 
     def set_epoch(self, epoch: int) -> None:
         """Order the images as they come in an epoch, counted from 0."""
@@ -558,7 +569,8 @@ def fit(
 
     Raises:
         UserError: if the loss becomes infinite or NaN, the checkpoint cannot be
-            written, or the one to resume does not fit.
+            written, or the one to resume does not fit; if the memory does not suffice;
+            if an image can no longer be read.
     """
     path = checkpoint_path(args.model_path)
     checkpoint = Checkpoint(path, describe_settings(args, train, watched))
@@ -577,20 +589,29 @@ def fit(
         f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
         f"{gpus} GPUs, {args.precision}"
     )
-    model.fit(
-        train_generator,
-        initial_epoch=len(checkpoint.history),
-        epochs=args.epochs,
-        validation_data=validation_generator,
-        callbacks=[
-            keras.callbacks.SwapEMAWeights(),  # what is watched is what will be saved
-            train_generator.follow_epochs(),
-            keras.callbacks.TerminateOnNaN(),
-            checkpoint,
-        ],
-        shuffle=False,  # the iterator does; Keras would reorder the batches once more
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
+    try:
+        model.fit(
+            train_generator,
+            initial_epoch=len(checkpoint.history),
+            epochs=args.epochs,
+            validation_data=validation_generator,
+            callbacks=[
+                keras.callbacks.SwapEMAWeights(),  # what is watched will be saved
+                train_generator.follow_epochs(),
+                keras.callbacks.TerminateOnNaN(),
+                checkpoint,
+            ],
+            shuffle=False,  # the iterator does; Keras would reorder the batches again
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        message = f"out of memory: lower --batch-size ({args.batch_size}) or --filters"
+        raise UserError(message) from error
+    except tf.errors.OpError as error:
+        if lost := train_generator.error or validation_generator.error:
+            message = f"{lost}; it was readable at first. Mend it, and --resume"
+            raise UserError(message) from error
+        raise
     epochs = pd.RangeIndex(1, args.epochs + 1, name="epoch")
     return to_float32(model), pd.DataFrame(checkpoint.history, index=epochs)
 
@@ -721,14 +742,57 @@ def plot_example_images(train: pd.DataFrame, seed: int) -> plt.Figure:
     return figure
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Find what is in the way of the files to write, before hours are spent.
+@contextlib.contextmanager
+def claiming(model_path: Path) -> Generator[None, None, None]:
+    """Keep a model path, and what stands beside it, for this process alone.
+
+    The lock ends with the block, or with the process, however that ends.
 
     Raises:
-        UserError: if an unfinished training is there, or none to resume, or the place
-            cannot be written to.
+        UserError: if another process has it, or the place cannot be written to.
     """
-    checkpoint, folder = checkpoint_path(args.model_path), args.model_path.parent
+    if model_path.is_dir():
+        raise UserError(f"{model_path}: is a folder; name a file to write")
+    folder, lock = model_path.parent, FileLock(model_path.with_suffix(".lock"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{model_path}: another training is writing it") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+    try:
+        check_space(model_path)
+        yield
+    finally:
+        os.unlink(
+            lock.lock_file
+        )  # while it is held: who waits for it sees that it went
+        lock.release()
+
+
+def check_space(model_path: Path) -> None:
+    """Make sure that a megabyte can be written under the longest name needed.
+
+    Raises:
+        UserError: if not.
+    """
+    probe = checkpoint_path(model_path).with_suffix(".new.npz")
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as error:
+        raise UserError(f"{probe}: cannot write there: {error.strerror}") from error
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def check_checkpoint(args: argparse.Namespace) -> None:
+    """Make sure that an unfinished training is resumed or thrown away as was said.
+
+    Raises:
+        UserError: if one is there and neither was said, or none to resume.
+    """
+    checkpoint = checkpoint_path(args.model_path)
     if args.resume and not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such file: no unfinished training to resume")
     if checkpoint.exists() and not (args.resume or args.restart):
@@ -736,13 +800,6 @@ def check_output(args: argparse.Namespace) -> None:
             f"{checkpoint}: an unfinished training. "
             "Go on with it: --resume. Throw it away: --restart"
         )
-    if args.model_path.is_dir():
-        raise UserError(f"{args.model_path}: is a folder; name a file to write")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
 
 
 def index_data(args: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], str]:
@@ -759,11 +816,12 @@ def index_data(args: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], str]:
     for name in ("train", "test"):
         part_folder = args.data_dir / name
         if not part_folder.is_dir():
-            raise UserError(NO_DATA.format(folder=part_folder))
+            raise UserError(f"{part_folder}: no such folder", hint=GET_DATA)
         parts[name], unreadable[name] = utils.index_folder(part_folder, args.classes)
         others.update(set(utils.list_folders(part_folder)) - set(args.classes))
     if others:
-        print(f"left out, not among the classes: {', '.join(sorted(others))}")
+        names = printable(", ".join(sorted(others)))
+        print(f"left out, not among the classes: {names}")
     parts["test"]["in_train"] = parts["test"].digest.isin(parts["train"].digest)
     watched = "test"
     if args.validation_split:
@@ -821,7 +879,9 @@ def write_results(
             with utils.replacing(folder / name) as file:
                 figure.savefig(file, dpi=120)
             plt.close(figure)
-        if args.model_path.exists():
+        # The same file is there if a kill came before the checkpoint was deleted.
+        there = args.model_path.exists()
+        if there and not filecmp.cmp(args.model_path, new_model, shallow=False):
             previous = args.model_path.with_suffix(".previous.h5")
             with utils.replacing(previous) as file:
                 shutil.copyfile(args.model_path, file)
@@ -839,25 +899,26 @@ def run(args: argparse.Namespace) -> None:
     begin, folder = time.monotonic(), args.model_path.parent
     if args.precision == "auto":
         args.precision = choose_precision()
-    check_output(args)
+    check_checkpoint(args)
     parts, watched = index_data(args)
     model, history = fit(parts["train"], parts[watched], args)
     try:
         metrics, names = write_results(model, history, parts, watched, args)
         checkpoint_path(args.model_path).unlink()
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error}") from error
+        message = f"{folder}: cannot write there: {error}. Mend it, and --resume"
+        raise UserError(message) from error
     utils.describe_metrics(metrics, args.classes)
     if temperature := metrics["temperature"]:
         print(f"Calibrated on the validation images: temperature {temperature:.2f}.")
     else:
         print("Not calibrated: that needs a --validation-split above 0.")
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Written:")
-    print(*[f"  {folder / name}" for name in names], sep="\n")
+    print(*[f"  {printable(folder / name)}" for name in names], sep="\n")
     command = ["python", "predict.py", "--image", parts["test"].path[0]]
     if args.model_path != utils.MODEL_PATH:
         command += ["--model", str(args.model_path)]
-    print(f"\nNow try: {shlex.join(command)}")
+    print(f"\nNow try: {printable(shlex.join(command))}")
 
 
 def describe_stop(model_path: Path, argv: Sequence[str]) -> str:
@@ -889,12 +950,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, terminate)
     args = parse_args(argv)
     try:
-        run(args)
+        with claiming(args.model_path):
+            run(args)
     except UserError as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt as stop:
         words = sys.argv[1:] if argv is None else argv
-        print(f"train.py: {describe_stop(args.model_path, words)}", file=sys.stderr)
+        line = printable(describe_stop(args.model_path, words))
+        print(f"train.py: {line}", file=sys.stderr)
         sys.exit(128 + (stop.args or (signal.SIGINT,))[0])
 
 

@@ -3,18 +3,23 @@
 The reference is the same training left alone: same weights, same history.
 """
 
+import contextlib
 import re
+import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from conftest import make_tree
 
 import train
@@ -247,7 +252,18 @@ def test_no_broken_weights_are_kept(tmp_path: Path, name: str) -> None:
     assert about["history"] == [{"loss": 1.0, "val_loss": 2.0}]
 
 
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Generator[None, None, None]:
+    """Let no file grow beyond a number of bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_at_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "m.checkpoint.npz"
     checkpoint = train.Checkpoint(path, {"epochs": 9})
     model = train.build_model((48, 48, 1), 3, [4], 4)
@@ -255,13 +271,123 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(0, {"loss": 1.0})
     good = path.read_bytes()
+    for limit in (0, 100, len(good) // 2, len(good) - 1):
+        with (
+            file_size_limit(limit),
+            pytest.raises(UserError, match=r"npz: cannot write there: .*too large"),
+        ):
+            checkpoint.on_epoch_end(1, {"loss": 1.0})
+        assert path.read_bytes() == good
+        assert list(tmp_path.iterdir()) == [path]
 
-    def savez(path: Path, **arrays: np.ndarray) -> None:
-        path.write_bytes(b"some")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", savez)
-    with pytest.raises(UserError, match="No space left on device"):
-        checkpoint.on_epoch_end(1, {"loss": 1.0})
-    assert path.read_bytes() == good
-    assert list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize("limit", [10**5, 106 * 10**4])
+def test_a_full_disk_at_the_model(
+    stopped: Path, tree: Path, limit: int, capfd: pytest.CaptureFixture
+) -> None:
+    model, checkpoint = stopped / "m.h5", stopped / "m.checkpoint.npz"
+    model.write_bytes(b"old")
+    before = checkpoint.read_bytes()
+    with (
+        file_size_limit(limit),
+        pytest.raises(SystemExit, match=r"cannot write there: .*too large") as error,
+    ):
+        main(stopped, tree, "--resume")
+    assert str(error.value).count("\n") == 0
+    assert capfd.readouterr().err == ""
+    assert model.read_bytes() == b"old"
+    assert {path.name for path in stopped.iterdir()} == {model.name, checkpoint.name}
+    if limit == 10**5:  # found before the training goes on
+        assert checkpoint.read_bytes() == before
+    main(stopped, tree, "--resume")
+    assert not checkpoint.exists()
+    utils.load_model(model)
+
+
+def test_killed_when_all_but_the_checkpoint_is_done(
+    copies: Path, stopped: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, checkpoint = stopped / "m.h5", stopped / "m.checkpoint.npz"
+    model.write_bytes(b"old")
+    unlink = Path.unlink
+
+    def die(self: Path, missing_ok: bool = False) -> None:
+        if self == checkpoint:
+            raise KeyboardInterrupt
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Path, "unlink", die)
+        keras.backend.clear_session()  # layers named as in a new process
+        main(stopped, tree, "--resume")
+    done = model.read_bytes()
+    keras.backend.clear_session()
+    main(stopped, tree, "--resume")
+    assert model.read_bytes() == done
+    assert (stopped / "m.previous.h5").read_bytes() == b"old"
+    assert_same_training(stopped, copies / "whole")
+
+
+def test_only_one_training_at_a_model_path(tree: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+    with train.claiming(path), train.claiming(tmp_path / "other.h5"):
+        # Another process, since the lock belongs to one.
+        words = [*WORDS, *SMALL, "--data-dir", str(tree), "--model-path", str(path)]
+        result = subprocess.run(
+            [sys.executable, train.__file__, *words], capture_output=True, text=True
+        )
+        with pytest.raises(SystemExit, match="another training is writing it"):
+            train.main(words)
+    line = f"train.py: error: {path}: another training is writing it\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", line)
+    assert not list(tmp_path.glob("m*"))
+    (tmp_path / "m.lock").touch()  # of a process that was killed: means nothing
+    with train.claiming(path):
+        pass
+
+
+def test_an_image_that_vanishes(
+    stopped: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_epoch_begin, picture = train.FaceIterator.set_epoch, tree / "train/sad/00.png"
+    content = picture.read_bytes()
+
+    def vanish(self: train.FaceIterator, epoch: int) -> None:
+        on_epoch_begin(self, epoch)
+        if epoch == 3:
+            picture.unlink(missing_ok=True)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setattr(train.FaceIterator, "set_epoch", vanish)
+        main(stopped, tree, "--resume")
+    assert str(error.value) == (
+        f"train.py: error: {picture}: no such file; "
+        "it was readable at first. Mend it, and --resume"
+    )
+    about, _ = train.read_checkpoint(stopped / "m.checkpoint.npz")
+    assert len(about["history"]) == 3
+    picture.write_bytes(content)
+    main(stopped, tree, "--resume")
+
+
+def test_out_of_memory(
+    stopped: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, *arguments: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    before = (stopped / "m.checkpoint.npz").read_bytes()
+    monkeypatch.setattr(train.Checkpoint, "on_epoch_end", fail)
+    with pytest.raises(SystemExit, match=r"out of memory: lower --batch-size \(32\)"):
+        main(stopped, tree, "--resume")
+    assert (stopped / "m.checkpoint.npz").read_bytes() == before
+
+
+def test_a_bug_shows_its_traceback(
+    stopped: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "calibrate", None)
+    monkeypatch.setattr(utils, "evaluate", lambda *a: {}["bug"])
+    with pytest.raises(KeyError, match="bug"):
+        main(stopped, tree, "--resume")
+    assert (stopped / "m.checkpoint.npz").exists()
