@@ -617,8 +617,12 @@ def fit(
 
 
 def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> dict:
-    """Collect what the model file tells about itself; no absolute paths."""
-    arguments = vars(args).copy()
+    """Collect what the model file tells about itself; no absolute paths.
+
+    A resumed run tells the same as one left alone.
+    """
+    apart = "resume", "restart"
+    arguments = {name: value for name, value in vars(args).items() if name not in apart}
     for name in ("data_dir", "model_path"):
         path = arguments[name]
         arguments[name] = path.name if path.is_absolute() else path.as_posix()
