@@ -49,7 +49,7 @@ with utils.starting_tensorflow():
 
 # The recipe.
 CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
-FILTERS = [48, 96, 192, 384]  # a block each: twice as wide, half as large
+FILTERS = [32, 64, 128, 256]  # a block each: twice as wide, half as large
 DENSE_UNITS = 256
 BATCH_SIZE = 32  # small, so that small data sets get enough steps, too
 LEARNING_RATE = 0.03  # at its highest
