@@ -130,10 +130,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "throw the unfinished training of this model path away"
     group.add_argument("--restart", action="store_true", help=text)
     args = parser.parse_args(argv)
+    if args.model_path.suffixes[-2:] == [".weights", ".h5"]:
+        parser.error("--model-path: Keras keeps .weights.h5 for weights alone")
     if args.model_path.suffix != ".h5":
         parser.error(f"--model-path must end in .h5: {args.model_path}")
-    if len(set(args.classes)) < max(2, len(args.classes)):
-        parser.error("--classes needs two or more different names")
+    if not utils.are_class_names(args.classes):
+        parser.error("--classes needs two or more different names that can be printed")
     if IMAGE_SIZE >> len(args.filters) < 1:
         parser.error(
             f"--filters: {len(args.filters)} blocks leave nothing of the image"
@@ -558,6 +560,19 @@ def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Mo
     return model
 
 
+def check_network(model: keras.Model) -> None:
+    """Make sure that the model file can be loaded once it is written.
+
+    Raises:
+        UserError: if build_model was given layers that utils.load_model refuses.
+    """
+    try:
+        config = json.loads(to_float32(model).to_json())
+        utils.build_from_config(config, model.count_params())
+    except ValueError as error:
+        raise UserError(f"the network would not be loaded again: {error}") from error
+
+
 def fit(
     train: pd.DataFrame, watched: pd.DataFrame, args: argparse.Namespace
 ) -> tuple[keras.Model, pd.DataFrame]:
@@ -568,9 +583,9 @@ def fit(
         history: loss, accuracy, val_loss and val_accuracy of each epoch, from 1 on.
 
     Raises:
-        UserError: if the loss becomes infinite or NaN, the checkpoint cannot be
-            written, or the one to resume does not fit; if the memory does not suffice;
-            if an image can no longer be read.
+        UserError: if the network has layers that cannot be loaded; if the loss becomes
+            infinite or NaN; if the checkpoint cannot be written, or the one to resume
+            does not fit; if memory does not suffice; if an image can no longer be read.
     """
     path = checkpoint_path(args.model_path)
     checkpoint = Checkpoint(path, describe_settings(args, train, watched))
@@ -583,6 +598,7 @@ def fit(
     steps = args.epochs * len(train_generator)
     dropout = regularize(args.epochs * len(train))["dropout"]
     model = make_model(args, steps, dropout)
+    check_network(model)
     model.summary()
     gpus = len(tf.config.list_physical_devices("GPU"))
     print(

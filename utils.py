@@ -729,6 +729,15 @@ def build_from_config(config: dict[str, Any], numbers: int) -> keras.Model:
     return keras.Sequential(layers, name=config["config"]["name"])
 
 
+def are_class_names(names: Any) -> bool:
+    """Tell whether these are two or more different names that can be printed."""
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) and name.isprintable() for name in names)
+        and len(set(names)) == len(names) > 1
+    )
+
+
 def load_model(path: Path) -> tuple[keras.Model, list[str]]:
     """Load a model file that train.py wrote.
 
@@ -760,9 +769,7 @@ def load_model(path: Path) -> tuple[keras.Model, list[str]]:
             numbers = check_datasets(file)
         if rescale != RESCALE:
             raise ValueError("it was trained on other pixels than gray ones in [0, 1]")
-        if not all(
-            isinstance(name, str) and name.isprintable() for name in class_names
-        ):
+        if not are_class_names(class_names):
             raise ValueError(f"its class names are {class_names}")
         model = build_from_config(config, numbers)
         if model.output_shape != (None, len(class_names)):

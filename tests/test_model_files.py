@@ -102,6 +102,7 @@ def test_no_hdf5(path: Path, whole: bytes, content: bytes | None) -> None:
         ("rescale", "1.0", "it was trained on other pixels than gray ones in [0, 1]"),
         ("class_names", '["angry", "happy"]', "its outputs do not fit its 2 classes"),
         ("class_names", "[1, 2, 3]", "its class names are [1, 2, 3]"),
+        ("class_names", '["sad", "sad", "happy"]', "its class names are "),
         ("class_names", '["a", "b", "\\u001b[2J"]', "its class names are "),
         ("class_names", "7", ""),
         ("class_names", "angry", ""),

@@ -206,6 +206,21 @@ def test_an_edited_network_is_named(
         main(stopped, tree, "--resume")
 
 
+def test_a_network_that_could_not_be_loaded_is_not_trained(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = train.build_model
+
+    def edited(*arguments: object, **options: float) -> keras.Model:
+        model = build(*arguments, **options)
+        layers = [*model.layers[:-1], keras.layers.GaussianNoise(0.1), model.layers[-1]]
+        return keras.Sequential([keras.Input((48, 48, 1)), *layers])
+
+    monkeypatch.setattr(train, "build_model", edited)
+    with pytest.raises(SystemExit, match=r"kind GaussianNoise, not listed in utils\.L"):
+        main(tmp_path, tree)
+
+
 def test_stopped_while_the_model_is_saved(
     copies: Path, stopped: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,9 @@ def test_validation_part_end_to_end(tree: Path) -> None:
         "--filters 1 1 1 1 1 1",
         "--classes happy happy",
         "--classes happy",
+        "--classes happy sad\n",
         "--model-path model.keras",
+        "--model-path model.weights.h5",
         "--seed -1",
         "--resume --restart",
         "--precision int8",
@@ -109,7 +111,7 @@ def test_validation_part_end_to_end(tree: Path) -> None:
 )
 def test_wrong_usage_exits_with_2(options: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
-        train.main(options.split())
+        train.main(options.split(" "))
     assert stop.value.code == 2
     assert options.split()[0] in capsys.readouterr().err
 
