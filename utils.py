@@ -753,6 +753,8 @@ def load_model(path: Path) -> tuple[keras.Model, list[str]]:
     make = "make one with: python train.py"
     if not os.path.isfile(path):
         raise UserError(f"{path}: no model file there; {make}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: Permission denied")
     with starting_tensorflow():
         import h5py
         import keras  # noqa: F401, for build_from_config
