@@ -17,6 +17,7 @@ import functools
 import io
 import json
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -39,7 +40,7 @@ NO_FACE = "no face found; if it is a closely cut face, say --faces never"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; wrong usage exits with 2."""
-    parser = argparse.ArgumentParser(
+    parser = utils.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -76,7 +77,8 @@ def find_images(images: Sequence[str]) -> Iterable[str]:
         UserError: if there is nothing of that name, or a folder holds no file.
     """
     if images == ["-"]:
-        sys.stdin.reconfigure(errors="surrogateescape")  # file names may be any bytes
+        # File names may be any bytes but the line end.
+        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
         return (line.rstrip("\n") for line in sys.stdin if line.strip())
     if not any(os.path.exists(image) for image in images):
         raise UserError(f"{images[0]}: no such file or folder")
@@ -281,7 +283,7 @@ def draw(
     """Draw a picture with its faces boxed and named, beside their probabilities.
 
     Raises:
-        UserError: if the file cannot be written.
+        UserError: if the file cannot be written, or the image no longer read.
     """
     import matplotlib
 
@@ -290,7 +292,10 @@ def draw(
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    image = utils.open_image(records[0]["path"])
+    try:
+        image = utils.open_image(records[0]["path"])
+    except OSError as error:
+        raise UserError(f"{error}; it was readable at first") from error
     width, height = image.size
     image.thumbnail((2000, 2000))
     figure, (axis, bars) = plt.subplots(
@@ -361,7 +366,13 @@ class Output:
             UserError: if the file cannot be written.
         """
         if not self.path:
-            print(text, end="", flush=True)
+            try:
+                print(text, end="", flush=True)
+            except OSError as error:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                if isinstance(error, BrokenPipeError):  # its reader has seen enough
+                    sys.exit(1)
+                raise UserError(f"stdout: cannot write: {error.strerror}") from error
             return
         content = text.encode(errors="backslashreplace")
         try:
@@ -455,9 +466,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(evaluate(args) if args.evaluate else predict(args))
     except UserError as error:
         sys.exit(f"predict.py: error: {error}")
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; wrong usage exits with 2."""
     count = number(int, 1, float("inf"))
-    parser = argparse.ArgumentParser(
+    parser = utils.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -487,7 +487,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         with np.load(path) as file:
             about = json.loads(str(file["about"]))
             return about, [file[str(i)] for i in range(len(file.files) - 1)]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(
             f"{path}: not a checkpoint: {error}. Throw it away: --restart"
         ) from error
@@ -568,7 +577,7 @@ def check_network(model: keras.Model) -> None:
     """
     try:
         config = json.loads(to_float32(model).to_json())
-        utils.build_from_config(config, model.count_params())
+        utils.build_from_config(config, (utils.MAX_BYTES - utils.MAX_ATTRIBUTE) // 4)
     except ValueError as error:
         raise UserError(f"the network would not be loaded again: {error}") from error
 
@@ -797,7 +806,9 @@ def check_space(model_path: Path) -> None:
     Raises:
         UserError: if not.
     """
-    probe = checkpoint_path(model_path).with_suffix(".new.npz")
+    probe = checkpoint_path(model_path).with_name(
+        f".{model_path.stem}.checkpoint.new.npz"
+    )
     try:
         probe.write_bytes(bytes(2**20))
     except OSError as error:
@@ -924,7 +935,6 @@ def run(args: argparse.Namespace) -> None:
     model, history = fit(parts["train"], parts[watched], args)
     try:
         metrics, names = write_results(model, history, parts, watched, args)
-        checkpoint_path(args.model_path).unlink()
     except OSError as error:
         message = f"{folder}: cannot write there: {error}. Mend it, and --resume"
         raise UserError(message) from error
@@ -939,6 +949,7 @@ def run(args: argparse.Namespace) -> None:
     if args.model_path != utils.MODEL_PATH:
         command += ["--model", str(args.model_path)]
     print(f"\nNow try: {printable(shlex.join(command))}")
+    checkpoint_path(args.model_path).unlink()  # last: until here it can be resumed
 
 
 def describe_stop(model_path: Path, argv: Sequence[str]) -> str:

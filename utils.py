@@ -5,6 +5,7 @@ If the two scripts disagreed about any of this, predictions would be silently wr
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import itertools
@@ -12,13 +13,16 @@ import json
 import logging
 import math
 import os
+import re
+import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,6 +38,7 @@ SHIFTS = [(0, 0), (-2, 0), (2, 0)]  # of the views, in pixels down and right
 MODEL_PATH = Path("models/face_classification_model.h5")
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
+LARGE = 2**24  # pixels of an image
 CHUNK = 64  # files whose faces go through the network together
 PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
 
@@ -59,26 +64,41 @@ DECODER_ERRORS = (
     EOFError,
     LookupError,
     ArithmeticError,
+    RuntimeError,
+    MemoryError,
     struct.error,
     Image.DecompressionBombError,
 )
 
-# What a model file may hold: train.py's kinds of layers, and values that are safe.
+# What a model file may hold: train.py's kinds of layers, and what of their settings
+# matters to a prediction. What only training needs is passed over.
 LAYERS = {
-    "BatchNormalization",
-    "Conv2D",
-    "Dense",
-    "Dropout",
-    "Flatten",
-    "GroupNormalization",
-    "InputLayer",
-    "MaxPooling2D",
-    "ReLU",
+    "InputLayer": {"batch_shape"},
+    "GroupNormalization": {"groups", "axis", "epsilon", "center", "scale"},
+    "Conv2D": {
+        "filters",
+        "kernel_size",
+        "strides",
+        "padding",
+        "activation",
+        "use_bias",
+    },
+    "MaxPooling2D": {"pool_size", "strides", "padding"},
+    "BatchNormalization": {"axis", "epsilon", "center", "scale"},
+    "ReLU": {"max_value", "negative_slope", "threshold"},
+    "Dropout": {"rate"},
+    "Flatten": set(),
+    "Dense": {"units", "activation", "use_bias"},
 }
-CHOICES = {
-    "activation": {"linear", "relu", "softmax"},
-    "data_format": {"channels_last"},
+CHOICES = {  # for settings that are the same in all of train.py's networks
+    "activation": ["linear", "relu", "softmax"],
+    "data_format": ["channels_last"],
+    "dilation_rate": [[1, 1]],
+    "groups": [1],
 }
+TRAINING = re.compile(
+    "trainable|momentum|renorm_momentum|seed|.*_(initializer|regularizer|constraint)"
+)
 MODEL_ERRORS = (
     OSError,
     ValueError,
@@ -87,10 +107,11 @@ MODEL_ERRORS = (
     AttributeError,
     ArithmeticError,
     RuntimeError,
+    MemoryError,
 )
 MAX_LAYERS = 200
-MAX_BYTES = 10**9  # of a whole file
-MAX_ATTRIBUTE = 2**20  # bytes
+MAX_BYTES = 2 * 10**8  # of a model file
+MAX_ATTRIBUTE = 2**20  # bytes of an attribute of it
 
 
 def printable(text: object) -> str:
@@ -110,6 +131,14 @@ class UserError(Exception):
         super().__init__(printable(message) + hint)
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser of command lines whose messages are safe to print."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        super().error(printable(message))
+
+
 @contextlib.contextmanager
 def starting_tensorflow() -> Iterator[None]:
     """Set TensorFlow up for its first import, and silence its start-up lines.
@@ -124,9 +153,15 @@ def starting_tensorflow() -> Iterator[None]:
     stderr = os.dup(2)
     with open(os.devnull, "w") as devnull:
         os.dup2(devnull.fileno(), 2)
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    if in_main and handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
     try:
         yield
     finally:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
         os.dup2(stderr, 2)
         os.close(stderr)
 
@@ -172,6 +207,9 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     return image if image.mode == "L" else image.convert("RGB")
 
 
+large_images = threading.Lock()  # one at a time, so that memory stays flat
+
+
 def open_image(path: str | Path) -> Image.Image:
     """Decode an image file, its first frame, upright as its EXIF orientation says.
 
@@ -185,12 +223,17 @@ def open_image(path: str | Path) -> Image.Image:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise OSError("no such file" if not os.path.exists(path) else "not a file")
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise OSError(f"too large: {image.width}x{image.height} pixels")
-            image.load()
-            with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
-                ImageOps.exif_transpose(image, in_place=True)
-            return to_8_bits(image)
+            pixels = image.width * image.height
+            if image.format == "TIFF":  # width and height of a tile, larger than both
+                tile = [image.tag_v2.get(tag, 1) for tag in (322, 323)]
+                pixels = max(pixels, math.prod(tile))
+            if pixels > Image.MAX_IMAGE_PIXELS:
+                raise OSError(f"too large: {pixels} pixels")
+            with large_images if pixels > LARGE else contextlib.nullcontext():
+                image.load()
+                with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
+                    ImageOps.exif_transpose(image, in_place=True)
+                return to_8_bits(image)
     except Image.UnidentifiedImageError as error:
         reason = "not an image" if os.path.getsize(path) else "empty file"
         raise OSError(f"{path}: {reason}") from error
@@ -566,12 +609,12 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> Non
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file as a whole or not at all: yield a temporary path beside it.
+    """Write a file as a whole or not at all: yield a hidden path beside it.
 
     What was written there takes the path's place when the block ends without an error,
     and is deleted otherwise.
     """
-    temporary = path.with_name(f"{path.stem}.new{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -615,125 +658,123 @@ def read_attribute(file: h5py.File, name: str) -> Any:
     if name not in file.attrs:
         only = ", perhaps weights only" if name == "model_config" else ""
         raise ValueError(f"it holds no {name}{only}")
-    if file.attrs.get_id(name).get_storage_size() > MAX_ATTRIBUTE:
-        raise ValueError(f"its {name} is too long")
+    attribute = file.attrs.get_id(name)
+    if attribute.shape != () or attribute.get_storage_size() > MAX_ATTRIBUTE:
+        raise ValueError(f"its {name} is no text, or too long")
     text = file.attrs[name]
     if not isinstance(text, str | bytes) or len(text) > MAX_ATTRIBUTE:
         raise ValueError(f"its {name} is no text, or too long")
     return json.loads(text)
 
 
-def check_datasets(file: h5py.File) -> int:
-    """Follow every link of an HDF5 file, and make sure that none leads out of it.
-
-    Returns:
-        How many numbers the file holds.
+def read_array(group: h5py.Group, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array of float32 that stands in the file itself, as it is.
 
     Raises:
-        ValueError: if there is anything but groups and plain arrays of float32 whose
-            bytes are in the file.
+        ValueError: if there is something else: a link out of the file, a dataset that
+            is external, virtual or compressed, another shape.
     """
     import h5py
 
-    groups, total, left = [file], 0, file.id.get_filesize()
-    for group in groups:  # grows: a group that holds itself would have no end
-        for name in group:
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{name} in it is a link to something else")
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                groups.append(item)
-                if len(groups) > 10 * MAX_LAYERS:
-                    raise ValueError("it holds more groups than a network has")
-                continue
-            if not isinstance(item, h5py.Dataset) or item.dtype != np.float32:
-                raise ValueError(f"{name} in it is no array of float32")
-            properties = item.id.get_create_plist()
-            if (
-                properties.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED)
-                or properties.get_external_count()
-                or properties.get_nfilters()
-                or item.id.get_storage_size() < item.nbytes
-            ):
-                raise ValueError(f"{name} in it does not stand in the file as it is")
-            total, left = total + item.size, left - item.nbytes
-            if left < 0:
-                raise ValueError("it declares more numbers than it holds")
-    return total
+    item = group
+    for name in path.split("/"):
+        is_group = isinstance(item, h5py.Group)
+        if not is_group or type(item.get(name, getlink=True)) is not h5py.HardLink:
+            raise ValueError(f"{path} is not in it, or a link to something else")
+        item = item[name]
+    if not isinstance(item, h5py.Dataset) or item.dtype != np.float32:
+        raise ValueError(f"its {path} is no array of float32")
+    if item.shape != shape:
+        raise ValueError(f"its {path} has shape {item.shape}, not {shape}")
+    properties = item.id.get_create_plist()
+    is_plain = properties.get_layout() == h5py.h5d.CONTIGUOUS
+    if not is_plain or item.external or item.id.get_storage_size() != item.nbytes:
+        raise ValueError(f"its {path} does not stand in the file as it is")
+    return item[...]
 
 
 def make_layer(kind: str, config: dict[str, Any]) -> keras.Layer:
     """Make a layer of train.py's kinds from plain values.
 
     Raises:
-        ValueError: if it is of another kind, or a value is not plain.
+        ValueError: if it is of another kind, or has other settings.
     """
     import keras
 
     if kind not in LAYERS:
         raise ValueError(f"it holds a layer of kind {kind}, not listed in utils.LAYERS")
-    plain = {}
+    kept = {"name": config["name"]}
     for name, value in config.items():
-        # Of these, nothing is needed but that training calculated in float32.
-        if name.endswith(("initializer", "regularizer", "constraint")):
+        if TRAINING.fullmatch(name):
             continue
         if name == "dtype":
-            policy = value["config"]["name"] if isinstance(value, dict) else value
-            if policy != "float32":
-                raise ValueError(f"its layer {kind} calculates in {policy}")
-            continue
+            value = value["config"]["name"] if isinstance(value, dict) else value
+            expected = value == "float32"
+        elif name in CHOICES and kind != "GroupNormalization":
+            expected = value in CHOICES[name]
+        else:
+            expected = value in (None, False) or name in LAYERS[kind] | {"name"}
         values = value if isinstance(value, list) else [value]
-        kinds = bool | int | float | str | None
-        if len(values) > 4 or not all(isinstance(x, kinds) for x in values):
-            raise ValueError(f"{name} of its layer {kind} is not plain")
-        if name in CHOICES and value not in CHOICES[name]:
+        is_plain = all(isinstance(x, bool | int | float | str | None) for x in values)
+        if not expected or not is_plain or len(values) > 4:
             raise ValueError(f"{name} of its layer {kind} is {value}")
-        plain[name] = value
+        if name in LAYERS[kind]:
+            kept[name] = value
     if kind in ("Conv2D", "Dense"):
-        plain["kernel_initializer"] = "zeros"  # random numbers would take time
-    return getattr(keras.layers, kind)(**plain)
+        kept["kernel_initializer"] = "zeros"  # random numbers would take time
+    return getattr(keras.layers, kind)(**kept)
 
 
-def build_from_config(config: dict[str, Any], numbers: int) -> keras.Model:
+def count_weights(layer: keras.Layer, channels: int) -> int:
+    """Count the weights that a layer will have, for input of so many channels."""
+    import keras
+
+    match layer:
+        case keras.layers.Conv2D():
+            inputs = math.prod(layer.kernel_size) * channels
+            return (inputs + layer.use_bias) * layer.filters
+        case keras.layers.Dense():
+            return (channels + layer.use_bias) * layer.units
+        case keras.layers.BatchNormalization():
+            return (2 + layer.center + layer.scale) * channels
+        case keras.layers.GroupNormalization():
+            return (layer.center + layer.scale) * channels
+    return 0
+
+
+def build_from_config(config: dict[str, Any], limit: int) -> keras.Model:
     """Build a sequential network of plain layers from its configuration.
 
     Keras' own loader takes twice as long, as it builds the network anew with each
     layer, and would make whatever object the file names.
 
     Raises:
-        ValueError: if it is another kind of network than train.py's, or has more
-            weights than the file has numbers.
+        ValueError: if it is another kind of network than train.py's, or would have more
+            weights than the limit.
     """
     import keras
 
-    if (
-        config["class_name"] != "Sequential"
-        or len(config["config"]["layers"]) > MAX_LAYERS
-    ):
+    layers = config["config"]["layers"]
+    if config["class_name"] != "Sequential" or len(layers) > MAX_LAYERS:
         raise ValueError("its network is not sequential, or too deep")
-    layers = [
-        make_layer(layer["class_name"], layer["config"])
-        for layer in config["config"]["layers"]
-    ]
+    layers = [make_layer(layer["class_name"], layer["config"]) for layer in layers]
     shape = layers[0].batch_shape
     if shape != (None, IMAGE_SIZE, IMAGE_SIZE, 1):
         raise ValueError(f"its input is {shape}, not {IMAGE_SIZE}x{IMAGE_SIZE} gray")
     for layer in layers[1:]:
-        if isinstance(layer, keras.layers.Conv2D):
-            numbers -= math.prod(layer.kernel_size) * shape[-1] * layer.filters
-        elif isinstance(layer, keras.layers.Dense):
-            numbers -= shape[-1] * layer.units
-        if numbers < 0:
-            raise ValueError("its network has more weights than it holds numbers")
+        limit -= count_weights(layer, shape[-1])
+        if limit < 0:
+            raise ValueError("its network has more weights than it can hold")
         shape = layer.compute_output_shape(shape)
     return keras.Sequential(layers, name=config["config"]["name"])
 
 
 def are_class_names(names: Any) -> bool:
-    """Tell whether these are two or more different names that can be printed."""
+    """Tell whether these are two or more different names, safe to print anywhere."""
     return (
         isinstance(names, list)
         and all(isinstance(name, str) and name.isprintable() for name in names)
+        and not any(name[:1] in "=+-@" for name in names)  # formulas in a CSV; empty
         and len(set(names)) == len(names) > 1
     )
 
@@ -759,8 +800,9 @@ def load_model(path: Path) -> tuple[keras.Model, list[str]]:
         import h5py
         import keras  # noqa: F401, for build_from_config
     try:
-        if os.path.getsize(path) > MAX_BYTES:
-            raise ValueError("it is larger than a gigabyte")
+        size = os.path.getsize(path)
+        if size > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB")
         if not h5py.is_hdf5(path):
             raise ValueError("it is no HDF5 file")
         with h5py.File(path) as file:
@@ -768,15 +810,23 @@ def load_model(path: Path) -> tuple[keras.Model, list[str]]:
                 read_attribute(file, name)
                 for name in ("model_config", "class_names", "rescale")
             )
-            numbers = check_datasets(file)
-        if rescale != RESCALE:
-            raise ValueError("it was trained on other pixels than gray ones in [0, 1]")
-        if not are_class_names(class_names):
-            raise ValueError(f"its class names are {class_names}")
-        model = build_from_config(config, numbers)
-        if model.output_shape != (None, len(class_names)):
-            raise ValueError(f"its outputs do not fit its {len(class_names)} classes")
-        model.load_weights(path)
+            if rescale != RESCALE:
+                raise ValueError("it was trained on other pixels than gray in [0, 1]")
+            if not are_class_names(class_names):
+                raise ValueError(f"its class names are {class_names}")
+            model = build_from_config(config, limit=size // 4)
+            if model.output_shape != (None, len(class_names)):
+                raise ValueError(
+                    f"its outputs do not fit its {len(class_names)} classes"
+                )
+            for layer in model.layers:
+                place = f"model_weights/{layer.name}"
+                layer.set_weights(
+                    [
+                        read_array(file, f"{place}/{weight.path}", weight.shape)
+                        for weight in layer.weights
+                    ]
+                )
         if not all(np.isfinite(weights).all() for weights in model.get_weights()):
             raise ValueError("some of its weights are no numbers")
     except MODEL_ERRORS as error:

@@ -34,7 +34,7 @@ SECONDS, GIGABYTE = 2, 2**30
 
 
 def make_images() -> list[bytes]:
-    """Return small JPEG, PNG and WEBP files of several kinds, with EXIF and profile."""
+    """Return small image files of several kinds, most with EXIF and profile."""
     noise = np.random.default_rng(1).integers(0, 256, (40, 56, 3), np.uint8)
     image = Image.fromarray(noise).resize((112, 80))
     exif = Image.Exif()
@@ -53,6 +53,12 @@ def make_images() -> list[bytes]:
             ("RGBA", "PNG", {"compress_level": 0}),
             ("RGB", "WEBP", {}),
             ("RGBA", "WEBP", {"lossless": True}),
+            ("RGB", "AVIF", {"quality": 30}),
+            ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+            ("CMYK", "TIFF", {}),
+            ("P", "GIF", {}),
+            ("RGB", "JPEG2000", {}),
+            ("RGB", "BMP", {}),
         ]:
             picture = image.convert("L" if mode == "I;16" else mode).convert(mode)
             picture.save(path, kind, exif=exif, icc_profile=bytes(200), **options)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from conftest import EMOTIONS, MODEL, ROOT, random_pixels
 from PIL import Image
 
 import predict
+import train
 import utils
 from utils import UserError
 
@@ -436,6 +438,30 @@ def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert path.read_text() == 10 * record
+
+
+def test_messages_about_usage_are_safe_to_print(capsys: pytest.CaptureFixture) -> None:
+    for parse in (predict.parse_args, train.parse_args):
+        with pytest.raises(SystemExit):
+            parse(["--image", "a", "--epochs", "\x1b[2J\n"])
+        assert r"\x1b[2J\n" in capsys.readouterr().err
+
+
+def test_temporary_files_are_nobody_else_s(tmp_path: Path) -> None:
+    for name in ("a.png", "a.new.png"):
+        (tmp_path / name).write_bytes(CROP.read_bytes())
+    assert run("--image", tmp_path, "--plot", tmp_path) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.new.png"}
+
+
+def test_a_full_stdout() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, ROOT / "predict.py", "--image", CROP]
+        result = subprocess.run(
+            words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    line = "predict.py: error: stdout: cannot write: No space left on device\n"
+    assert (result.returncode, result.stderr) == (1, line)
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture) -> None:

@@ -1,11 +1,10 @@
 """A model file from anyone is either loaded whole or refused in one line.
 
-Payloads are real: those that Keras or HDF5 would obey are first shown to work there.
+Where Keras or HDF5 would obey a payload, it is shown to work there.
 """
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from utils import UserError
 
 CLASSES = ["angry", "happy", "sad"]
 KERNEL = "model_weights/dense/face_classifier/dense/kernel"
+ELSEWHERE = f"its {KERNEL} does not stand in the file as it is"
 
 
 def save(model: keras.Model, path: Path) -> Path:
@@ -99,7 +99,7 @@ def test_no_hdf5(path: Path, whole: bytes, content: bytes | None) -> None:
         ("model_config", None, "it holds no model_config, perhaps weights only"),
         ("class_names", None, "it holds no class_names"),
         ("rescale", None, "it holds no rescale"),
-        ("rescale", "1.0", "it was trained on other pixels than gray ones in [0, 1]"),
+        ("rescale", "1.0", "it was trained on other pixels than gray in [0, 1]"),
         ("class_names", '["angry", "happy"]', "its outputs do not fit its 2 classes"),
         ("class_names", "[1, 2, 3]", "its class names are [1, 2, 3]"),
         ("class_names", '["sad", "sad", "happy"]', "its class names are "),
@@ -107,6 +107,8 @@ def test_no_hdf5(path: Path, whole: bytes, content: bytes | None) -> None:
         ("class_names", "7", ""),
         ("class_names", "angry", ""),
         ("class_names", 7, "its class_names is no text, or too long"),
+        ("class_names", '["=1+1", "b", "c"]', "its class names are "),
+        ("class_names", ["x" * 999] * 99, "its class_names is no text, or too long"),
         ("class_names", "[" * 100_000, ""),
         ("class_names", " " * 2**21, "its class_names is no text, or too long"),
         ("model_config", "{}", ""),
@@ -140,21 +142,23 @@ def test_other_input(tmp_path: Path, shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "value", "reason"),
     [
-        ("Dense", "units", 10**12, "more weights than it holds numbers"),
-        ("Conv2D", "filters", 10**12, "more weights than it holds numbers"),
-        ("Conv2D", "kernel_size", [10**6, 10**6], "more weights than it holds"),
-        ("Dense", "units", 6, ""),
+        ("Dense", "units", 10**12, "more weights than it can hold"),
+        ("Conv2D", "filters", 10**12, "more weights than it can hold"),
+        ("Conv2D", "kernel_size", [10**6, 10**6], "more weights than it can hold"),
+        ("Dense", "units", 6, "has shape"),
+        ("Dense", "lora_rank", 5_000_000, "lora_rank of its layer Dense is 5000000"),
+        ("Conv2D", "groups", 2, "groups of its layer Conv2D is 2"),
         ("Dense", "units", -1, ""),
         ("Dense", "units", "5", ""),
         ("Dense", "activation", "gelu", "activation of its layer Dense is gelu"),
         ("Conv2D", "data_format", "channels_first", "data_format of its layer"),
         ("Conv2D", "strides", [0, 0], ""),
-        ("Conv2D", "unheard_of", 1, "unheard_of"),
+        ("Conv2D", "unheard_of", 1, "unheard_of of its layer"),
         ("MaxPooling2D", "pool_size", [10**9, 10**9], ""),
         ("Dropout", "rate", "x", ""),
-        ("Dense", "dtype", "float16", "its layer Dense calculates in float16"),
+        ("Dense", "dtype", "float16", "dtype of its layer Dense is float16"),
         ("Dense", "name", "a/b", ""),
-        ("BatchNormalization", "axis", list(range(50)), "is not plain"),
+        ("BatchNormalization", "axis", list(range(50)), "axis of its layer"),
         ("InputLayer", "batch_shape", [None, 48, 48], "its input is"),
     ],
 )
@@ -199,33 +203,25 @@ OS_SYSTEM = {
 }
 
 
-@pytest.mark.parametrize("place", ["layer", "activation", "dtype", "name", "units"])
-def test_objects_of_other_modules_are_not_made(
-    path: Path, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def edit(layers: list[dict]) -> None:
-        if place == "layer":
-            layers.insert(1, OS_SYSTEM)
-        else:
-            find_layer(layers, "Dense")[place] = OS_SYSTEM
-
-    edit_config(path, edit)
-    calls: list[object] = []
-    monkeypatch.setattr(os, "system", calls.append)
+@pytest.mark.parametrize("place", ["activation", "dtype", "name", "units"])
+def test_objects_of_other_modules_are_refused(path: Path, place: str) -> None:
+    edit_config(path, lambda ls: find_layer(ls, "Dense").update({place: OS_SYSTEM}))
     assert refusal(path)
-    assert calls == []
-    assert not Path("touched").exists()
+
+
+def test_layers_of_other_modules_are_refused(path: Path) -> None:
+    edit_config(path, lambda layers: layers.insert(1, OS_SYSTEM))
+    assert (
+        refusal(path) == "it holds a layer of kind system, not listed in utils.LAYERS"
+    )
 
 
 @pytest.mark.parametrize("name", ["kernel_initializer", "kernel_regularizer"])
-def test_what_only_training_needs_is_passed_over(
-    path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_only_training_needs_is_passed_over(path: Path, name: str) -> None:
     edit_config(path, lambda ls: find_layer(ls, "Dense").update({name: OS_SYSTEM}))
-    calls: list[object] = []
-    monkeypatch.setattr(os, "system", calls.append)
+    with pytest.raises((TypeError, ValueError)):
+        keras.saving.load_model(path, compile=False)  # which looks at it
     utils.load_model(path)
-    assert calls == []
 
 
 def replace_kernel(path: Path, plant: Callable[[h5py.Group, tuple], None]) -> None:
@@ -246,7 +242,7 @@ def test_an_external_dataset_is_not_read(path: Path) -> None:
     replace_kernel(path, plant)
     with h5py.File(path) as file:  # HDF5 itself reads it
         assert file[KERNEL][:].tobytes()[:20] == Path(__file__).read_bytes()[:20]
-    assert refusal(path) == "kernel in it does not stand in the file as it is"
+    assert refusal(path) == ELSEWHERE
 
 
 def test_a_virtual_dataset_is_not_read(path: Path, tmp_path: Path) -> None:
@@ -262,7 +258,7 @@ def test_a_virtual_dataset_is_not_read(path: Path, tmp_path: Path) -> None:
     replace_kernel(path, plant)
     with h5py.File(path) as file:
         assert (file[KERNEL][:] == 7).all()
-    assert refusal(path) == "kernel in it does not stand in the file as it is"
+    assert refusal(path) == ELSEWHERE
 
 
 @pytest.mark.parametrize("kind", ["external", "soft", "dangling"])
@@ -281,16 +277,23 @@ def test_links_are_not_followed(path: Path, tmp_path: Path, kind: str) -> None:
     if kind != "dangling":
         with h5py.File(path) as file:
             assert (file[KERNEL][:] == 7).all()
-    assert refusal(path) == "kernel in it is a link to something else"
+    assert refusal(path) == f"{KERNEL} is not in it, or a link to something else"
 
 
-@pytest.mark.parametrize("chunks", [None, (1000, 1000)])
-def test_declared_huge(path: Path, chunks: tuple[int, int] | None) -> None:
+def test_declared_huge(path: Path) -> None:
+    replace_kernel(
+        path, lambda group, _: group.create_dataset("kernel", (10**6, 10**6), "f4")
+    )
+    assert "kernel has shape (1000000, 1000000), not (" in refusal(path)
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 1)])
+def test_declared_and_not_written(path: Path, chunks: tuple[int, int] | None) -> None:
     def plant(group: h5py.Group, shape: tuple[int, int]) -> None:
-        group.create_dataset("kernel", (10**6, 10**6), np.float32, chunks=chunks)
+        group.create_dataset("kernel", shape, "f4", chunks=chunks)
 
     replace_kernel(path, plant)
-    assert refusal(path) == "kernel in it does not stand in the file as it is"
+    assert refusal(path) == ELSEWHERE
 
 
 @pytest.mark.parametrize(
@@ -302,32 +305,36 @@ def test_other_arrays(path: Path, options: dict) -> None:
         group.create_dataset("kernel", data=data, **options)
 
     replace_kernel(path, plant)
-    assert refusal(path).startswith("kernel in it ")
+    assert refusal(path).startswith(f"its {KERNEL} ")
 
 
-def test_one_array_counts_once_for_each_name(path: Path) -> None:
+def test_a_group_in_an_array_s_place(path: Path) -> None:
+    replace_kernel(path, lambda group, shape: group.create_group("kernel"))
+    assert refusal(path) == f"its {KERNEL} is no array of float32"
+
+
+def test_only_the_network_s_own_arrays_are_read(path: Path) -> None:
+    expected = utils.load_model(path)[0].get_weights()
     with h5py.File(path, "r+") as file:
-        for number in range(100):
-            file[f"again{number}"] = file[KERNEL]
-    assert refusal(path) == "it declares more numbers than it holds"
+        file.attrs["layer_names"] = ["dense"] * 99  # of which Keras would read these
+        file["model_weights"].attrs["layer_names"] = ["dense"] * 99
+        file["dense"] = h5py.ExternalLink("/dev/zero", "x")
+        file["loop"] = file["model_weights"]
+    weights = utils.load_model(path)[0].get_weights()
+    for a, b in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-def test_a_group_that_holds_itself(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        group = file.create_group("group")
-        group["itself"] = group
-    assert refusal(path) == "it holds more groups than a network has"
+def test_wide_layers_are_counted_before_they_are_made(path: Path) -> None:
+    def edit(layers: list[dict]) -> None:
+        normalization = {"class_name": "BatchNormalization", "config": {"name": "x"}}
+        flatten = [layer["class_name"] for layer in layers].index("Flatten")
+        layers[flatten + 1 : flatten + 1] = [normalization] * 100
+
+    edit_config(path, edit)
+    assert refusal(path) == "its network has more weights than it can hold"
 
 
 def test_a_file_that_is_too_large(path: Path) -> None:
     os.truncate(path, utils.MAX_BYTES + 1)  # sparse: takes no space
-    assert refusal(path) == "it is larger than a gigabyte"
-
-
-def test_nothing_is_imported_for_a_model_file(path: Path) -> None:
-    name = "colorsys"  # a module that nobody imports
-    sys.modules.pop(name, None)
-    evil = {"module": name, "class_name": "rgb_to_hsv", "config": {}}
-    edit_config(path, lambda layers: find_layer(layers, "Dense").update(name=evil))
-    assert refusal(path) == "name of its layer Dense is not plain"
-    assert name not in sys.modules
+    assert refusal(path) == "it is larger than 200 MB"

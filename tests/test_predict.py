@@ -41,7 +41,7 @@ def test_what_is_missing_needs_no_tensorflow(tmp_path: Path) -> None:
         (["--image", tmp_path], f"{tmp_path}: no file in this folder"),
         (
             ["--image", FACE, "--model", model],
-            f"{model}: no model file there; train one with: python train.py",
+            f"{model}: no model file there; make one with: python train.py",
         ),
     ]:
         result = run_without_tensorflow(*options)

@@ -101,6 +101,7 @@ def test_validation_part_end_to_end(tree: Path) -> None:
         "--classes happy happy",
         "--classes happy",
         "--classes happy sad\n",
+        "--classes happy =1+1",
         "--model-path model.keras",
         "--model-path model.weights.h5",
         "--seed -1",
