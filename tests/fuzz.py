@@ -144,6 +144,8 @@ def stop(number: int, frame: object) -> None:
 def read_mutants(kind: str, seeds: list[int], path: Path, findings: str) -> None:
     """Make a mutant from each seed, read it, and write down what came out."""
     warnings.simplefilter("ignore")
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # libtiff writes its own lines there
     read: Callable[[Path], object]
     if kind == "images":
         originals, read, documented = make_images(), utils.read_pixels, OSError
