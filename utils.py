@@ -251,9 +251,11 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     Returns:
         Pixels of shape (48, 48), uint8.
     """
-    # Lanczos takes out what is too fine for the new size before it scales down.
-    size, filter = (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS
-    return np.asarray(ImageOps.fit(image.convert("L"), size, filter))
+    size, gray = (IMAGE_SIZE, IMAGE_SIZE), image.convert("L")
+    if gray.size != size:
+        # Lanczos takes out what is too fine for the new size before it scales down.
+        gray = ImageOps.fit(gray, size, Image.Resampling.LANCZOS)
+    return np.asarray(gray)
 
 
 def to_input(pixels: np.ndarray) -> np.ndarray:
