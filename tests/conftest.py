@@ -3,11 +3,12 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import utils
@@ -43,6 +44,14 @@ def make_tree(folder: Path, classes: list[str], train: int = 12, test: int = 4) 
 def tree(tmp_path: Path) -> Path:
     """Return a folder with train/ and test/ of three classes."""
     return make_tree(tmp_path / "faces", ["angry", "happy", "sad"])
+
+
+@pytest.fixture(scope="module")
+def empty_figures() -> Generator[None, None, None]:
+    """Write figures as empty files, where a test looks at other things: quicker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,7 @@ def test_precision_of_gpus(
     assert train.choose_precision() == precision
 
 
+@pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_files_are_plain_float32(tree: Path, precision: str) -> None:
     path = tree.parent / "model.h5"

@@ -48,7 +48,7 @@ def main(folder: Path, tree: Path, *options: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, empty_figures: None) -> Path:
     """Train on faces/ once in whole/, and once in stopped/ to the second epoch."""
     folder = tmp_path_factory.mktemp("trained")
     tree = make_tree(folder / "faces", SMALL[1:])

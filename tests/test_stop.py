@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from test_resume import WORDS, assert_same_training
 
 import train
@@ -35,6 +36,7 @@ def stop_in_epoch(
     )
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_real_processes_are_stopped_and_go_on(checkout: Path, tmp_path: Path) -> None:
     data = ["--data-dir", "data/demo", "--model-path"]
     words = ["train.py", *WORDS, *data, str(tmp_path / "a b" / "m.h5")]
