@@ -794,9 +794,7 @@ def claiming(model_path: Path) -> Generator[None, None, None]:
         check_space(model_path)
         yield
     finally:
-        os.unlink(
-            lock.lock_file
-        )  # while it is held: who waits for it sees that it went
+        os.unlink(lock.lock_file)  # first: who waits for it then sees that it went
         lock.release()
 
 
