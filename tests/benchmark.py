@@ -117,7 +117,6 @@ def pipeline() -> dict[str, Any]:
 
     keras = train.keras
     index, _ = train.utils.index_folder(ROOT / "data" / "train", train.CLASS_NAMES)
-    index = index.sample(min(len(index), 4000), random_state=1).reset_index(drop=True)
     model, args = default_model()
     batches, _ = train.make_generators(index, index, args)
     speed = epoch_rate(
@@ -201,9 +200,10 @@ def torch_in_memory() -> dict[str, Any]:
         nn.Dropout(dropout()),
         nn.Linear(args.dense_units, 6),
     ).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), 0.03, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
+    *kernels, _ = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if all(p is not k for k in kernels)]
+    optimizer = torch.optim.AdamW(rest, train.LEARNING_RATE)
+    momentums = [torch.zeros_like(kernel) for kernel in kernels]
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
     )
@@ -213,14 +213,33 @@ def torch_in_memory() -> dict[str, Any]:
     labels = torch.randint(0, 6, (args.batch_size,))
 
     def step() -> None:
-        optimizer.zero_grad()
+        model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             value = loss(model(faces), labels)
         value.backward()
         optimizer.step()
+        with torch.no_grad():
+            for kernel, momentum in zip(kernels, momentums, strict=True):
+                momentum.lerp_(kernel.grad, 0.05)
+                matrix = kernel.grad.lerp(momentum, 0.95).flatten(1)
+                change = torch_orthogonal(matrix.bfloat16() if bfloat16 else matrix)
+                change = change.float().view_as(kernel) * max(matrix.shape) ** 0.5
+                kernel.mul_(1 - train.LEARNING_RATE * train.WEIGHT_DECAY)
+                kernel.sub_(change, alpha=0.2 * train.LEARNING_RATE)
         average.update_parameters(model)
 
     return {"images/s": rate(step, args.batch_size)}
+
+
+def torch_orthogonal(matrix: Any) -> Any:
+    """Return the orthogonal matrix next to one, as Muon does."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    matrix = matrix.T if tall else matrix
+    matrix = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        square = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (2.0315 * square @ square - 4.775 * square) @ matrix
+    return matrix.T if tall else matrix
 
 
 def matrix_product(dtype: str) -> dict[str, Any]:

@@ -91,17 +91,32 @@ def test_other_seed_other_weights() -> None:
 
 def test_optimizer_and_loss(model: keras.Model) -> None:
     train.compile_model(model, learning_rate=0.2, steps=1000, momentum=0.75)
-    config = model.optimizer.get_config()
-    assert isinstance(model.optimizer, keras.optimizers.SGD) and config["nesterov"]
-    assert (config["momentum"], config["weight_decay"]) == (0.9, train.WEIGHT_DECAY)
+    optimizer, variables = model.optimizer, model.trainable_variables
+    assert isinstance(optimizer, train.Muon) and optimizer.nesterov
+    assert optimizer.weight_decay == optimizer.adam_weight_decay == train.WEIGHT_DECAY
     assert model.loss.label_smoothing == train.LABEL_SMOOTHING
-    model.optimizer.build(model.trainable_variables)
-    decayed = {
-        v.name
-        for v in model.trainable_variables
-        if model.optimizer._use_weight_decay(v)
-    }
+    optimizer.build(variables)
+    decayed = {v.name for v in variables if optimizer._use_weight_decay(v)}
     assert decayed == {"kernel"}
+    by_muon = [v for v in variables if not optimizer._should_use_adamw(v)]
+    assert by_muon == [v for v in variables if v.name == "kernel"][:-1]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+def test_steps_of_kernels_are_orthogonal(dtype: str, tolerance: float) -> None:
+    # The reference is NumPy's singular value decomposition: Muon keeps a gradient's
+    # directions, and makes them about equally long (0.7 to 1.2 after five iterations).
+    gradient = np.random.default_rng(1).normal(size=(3, 3, 4, 8)).astype(np.float32)
+    optimizer = train.Muon(rms_rate=None)
+    optimizer.matrix_dtype = dtype
+    step = optimizer.zeropower_via_newtonschulz5(train.tf.constant(gradient), 5)
+    step = step.numpy()
+    assert (step.shape, step.dtype) == (gradient.shape, gradient.dtype)
+    left, _, right = np.linalg.svd(gradient.reshape(36, 8), full_matrices=False)
+    lengths = left.T @ step.reshape(36, 8) @ right.T / (0.2 * 36**0.5)
+    diagonal = np.diag(lengths)
+    np.testing.assert_allclose(lengths - np.diag(diagonal), 0, atol=tolerance)
+    assert 0.6 < diagonal.min() < diagonal.max() < 1.3
 
 
 def test_weights_are_averaged(model: keras.Model) -> None:
@@ -142,10 +157,10 @@ def test_a_diverging_run_is_stopped(tree: Path) -> None:
 def test_short_runs_are_regularized_less() -> None:
     assert set(train.regularize(0).values()) == {0}
     half, full = train.regularize(212_500), train.regularize(425_000)
-    assert (full["dropout"], full["rotation"], full["mixup"]) == (0.3, 10, 0)
+    assert (full["dropout"], full["rotation"], full["erasing"]) == (0.4, 12, 0.25)
     assert half == {name: value / 2 for name, value in full.items()}
     long, longer = train.regularize(2_400_000), train.regularize(10**9)
-    assert (long["dropout"], long["erasing"], long["mixup"]) == (0.4, 0.25, 0.2)
+    assert (long["dropout"], long["rotation"], long["erasing"]) == (0.5, 15, 0.5)
     assert longer == long
 
 
@@ -158,13 +173,13 @@ def test_regularization_reaches_network_and_batches(tree: Path) -> None:
     rates = [layer.rate for layer in model.layers if hasattr(layer, "rate")]
     assert rates == [strength["dropout"]] * 2
     batches, watched = train.make_generators(index, index, args)
-    assert (batches.erasing, batches.mixup) == (strength["erasing"], strength["mixup"])
+    assert batches.erasing == strength["erasing"]
     generator, shift = batches.generator, strength["shift"]
     assert generator.horizontal_flip
     assert generator.rotation_range == strength["rotation"]
     assert generator.width_shift_range == generator.height_shift_range == shift
     assert generator.zoom_range == [1 - strength["zoom"], 1 + strength["zoom"]]
-    assert (watched.erasing, watched.mixup, watched.shuffle) == (0, 0, False)
+    assert (watched.erasing, watched.shuffle) == (0, False)
     assert not watched.generator.horizontal_flip
 
 
