@@ -158,7 +158,7 @@ def test_short_runs_are_regularized_less() -> None:
     assert set(train.regularize(0).values()) == {0}
     half, full = train.regularize(212_500), train.regularize(425_000)
     assert (full["dropout"], full["rotation"], full["erasing"]) == (0.4, 12, 0.25)
-    assert half == {name: value / 2 for name, value in full.items()}
+    assert half == pytest.approx({name: x / 2 for name, x in full.items()})
     long, longer = train.regularize(2_400_000), train.regularize(10**9)
     assert (long["dropout"], long["rotation"], long["erasing"]) == (0.5, 15, 0.5)
     assert longer == long
