@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # what takes long to import is imported where it is used
 
 IMAGE_SIZE = 48  # pixels a side, FER2013's own size
 RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
-SHIFTS = [(0, 0), (-2, 0), (2, 0)]  # of the views, in pixels down and right
+SCALES = [1, 0.9, 1.2]  # of the views that a prediction averages
 MODEL_PATH = Path("models/face_classification_model.h5")
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
@@ -351,16 +351,18 @@ def index_folder(
 
 
 def make_views(faces: np.ndarray) -> list[np.ndarray]:
-    """Show faces of shape (n, size, size, 1) as they are and shifted, each mirrored.
+    """Show faces of shape (n, size, size, 1) as they are and scaled, each mirrored.
 
-    What is shifted in repeats the edge. The first view is the faces themselves.
+    Pixels between others are interpolated, the edge is repeated. The first view is the
+    faces themselves.
     """
-    size, reach = faces.shape[1], np.abs(SHIFTS).max()
-    padded = np.pad(faces, [(0, 0), (reach, reach), (reach, reach), (0, 0)], "edge")
-    views = []
-    for down, right in SHIFTS:
-        top, left = reach - down, reach - right
-        view = padded[:, top : top + size, left : left + size]
+    pixels, views = np.arange(faces.shape[1]), []
+    middle = pixels.mean()
+    for scale in SCALES:
+        places = np.clip(middle + (pixels - middle) / scale, 0, pixels[-1])
+        weights = np.maximum(0, 1 - np.abs(places[:, np.newaxis] - pixels))
+        weights = weights.astype(faces.dtype)
+        view = (weights @ faces[..., 0] @ weights.T)[..., np.newaxis]
         views += [view, view[:, :, ::-1]]
     return views
 

@@ -263,7 +263,7 @@ def crops() -> dict[str, Any]:
     paths = list(utils.list_files(ROOT / "data" / "test"))
     read = functools.partial(read_faces, faces="never")
     seconds = predict_all(model, paths, read)
-    forward = flops(model) / 3 * 2 * len(utils.SHIFTS)
+    forward = flops(model) / 3 * 2 * len(utils.SCALES)
     return {"images/s": len(paths) / seconds, "flops": forward}
 
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 import train
 import utils
@@ -273,15 +274,19 @@ def test_calibration_error_of_a_perfect_model() -> None:
 def test_views() -> None:
     faces = np.random.default_rng(1).random((3, 48, 48, 1))
     views = utils.make_views(faces)
-    assert len(views) == 2 * len(utils.SHIFTS)
+    assert len(views) == 2 * len(utils.SCALES)
     np.testing.assert_array_equal(views[0], faces)
     np.testing.assert_array_equal(views[1], faces[:, :, ::-1])
-    for number, (down, right) in enumerate(utils.SHIFTS):
-        rows = np.clip(np.arange(48) - down, 0, 47)  # the edge is repeated
-        columns = np.clip(np.arange(48) - right, 0, 47)
-        expected = faces[:, rows][:, :, columns]
-        np.testing.assert_array_equal(views[2 * number], expected)
-        np.testing.assert_array_equal(views[2 * number + 1], expected[:, :, ::-1])
+    for number, scale in enumerate(utils.SCALES):
+        # The reference is SciPy's interpolation, about the same middle.
+        offset = 23.5 - 23.5 / scale
+        for face, view in zip(faces, views[2 * number], strict=True):
+            expected = ndimage.affine_transform(
+                face[..., 0], [1 / scale] * 2, offset, order=1, mode="nearest"
+            )
+            np.testing.assert_allclose(view[..., 0], expected, atol=1e-12)
+        mirrored = views[2 * number][:, :, ::-1]
+        np.testing.assert_array_equal(views[2 * number + 1], mirrored)
 
 
 def test_views_are_averaged(model: keras.Model) -> None:

@@ -19,15 +19,14 @@ import train
 import utils
 
 ROOT = Path(__file__).parent.parent
-CROSS = [(0, 0), (-2, 0), (2, 0), (0, -2), (0, 2)]
-VIEWS = {  # shifts down and right in pixels, each mirrored, too
-    "as it is, and mirrored": CROSS[:1],
-    "shifted by 2 up, down": CROSS[:3],
-    "shifted by 2 left, right": [CROSS[0], *CROSS[3:]],
-    "shifted by 2 in four directions": CROSS,
-    "shifted by 2 in eight directions": [
-        (y, x) for y in (0, -2, 2) for x in (0, -2, 2)
-    ],
+VIEWS = {  # scales, each mirrored, too
+    "as it is, and mirrored": [1],
+    "and 1.1 times": [1, 1.1],
+    "and 0.9 times": [1, 0.9],
+    "and 0.9 and 1.1 times": [1, 0.9, 1.1],
+    "and 0.9 and 1.2 times": [1, 0.9, 1.2],
+    "and 0.8 and 1.2 times": [1, 0.8, 1.2],
+    "and 0.9, 1.1 and 1.2 times": [1, 0.9, 1.1, 1.2],
 }
 LIGHT = {
     "as it is": lambda faces: faces,
@@ -76,8 +75,8 @@ def main() -> None:
 
     print(f"{len(faces)} validation images      accuracy cross-entropy\n\nviews")
     describe("one", predict(faces, all_views=False), labels)
-    for name, shifts in VIEWS.items():
-        utils.SHIFTS = shifts
+    for name, scales in VIEWS.items():
+        utils.SCALES = scales
         describe(name, predict(faces, all_views=True), labels)
     print("\nlight, one view")
     for name, change in LIGHT.items():
