@@ -335,7 +335,7 @@ def test_out_of_memory(
 
     before = (stopped / "m.checkpoint.npz").read_bytes()
     monkeypatch.setattr(train.Checkpoint, "on_epoch_end", fail)
-    with pytest.raises(SystemExit, match=r"out of memory: lower --batch-size \(32\)"):
+    with pytest.raises(SystemExit, match=r"out of memory: lower --batch-size \(128\)"):
         main(stopped, tree, "--resume")
     assert (stopped / "m.checkpoint.npz").read_bytes() == before
 
