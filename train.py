@@ -50,15 +50,15 @@ with utils.starting_tensorflow():
 # The recipe.
 CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
 FILTERS = [48, 96, 192, 384]  # a block each: twice as wide, half as large
-DENSE_UNITS = 256
+DENSE_UNITS = 256  # of the layer that sees the whole face
 BATCH_SIZE = 128  # at most: large, since Muon's own work is done once a step
 STEPS = 100  # in an epoch at least, so that small data sets get enough, too ...
 SMALLEST_BATCH = 16  # ... but batches no smaller than batch normalization can bear
-LEARNING_RATE = 0.003  # at its highest
+LEARNING_RATE = 0.003  # at its highest; steps are as large as AdamW's would be
 WARMUP = 0.1  # part of all steps in which the learning rate rises from 0
-WEIGHT_DECAY = 0.1  # of the convolutions and dense layers, times the learning rate
+WEIGHT_DECAY = 0.1  # of kernels, times the learning rate: old steps are forgotten
 LABEL_SMOOTHING = 0.1  # people disagree about many of FER2013's labels
-AVERAGED = 0.05  # part of all steps that moving averages look back on
+AVERAGED = 0.05  # part of all steps that moving averages look back on, against noise
 # Regularization grows with the number of images that a run will see: a short run has
 # more to learn than to forget. Between these lengths it is interpolated.
 IMAGES_SEEN = [0, 425_000, 2_400_000]  # the last two: 15 and 85 epochs of FER2013
@@ -70,7 +70,7 @@ REGULARIZATION = {
     "erasing": [0, 0.25, 0.5],  # probability (Zhong et al. 2017)
 }
 STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
-LAST_LAYER = "probabilities"
+LAST_LAYER = "probabilities"  # its name, by which the optimizer knows it
 PRECISIONS = ["float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
 
