@@ -184,6 +184,17 @@ def test_regularization_reaches_network_and_batches(tree: Path) -> None:
     assert not watched.generator.horizontal_flip
 
 
+@pytest.mark.parametrize(
+    ("images", "most", "size"),
+    [(36, 128, 16), (36, 8, 8), (5000, 128, 50), (20_000, 128, 128), (20_000, 64, 64)],
+)
+def test_batches_leave_a_hundred_steps(images: int, most: int, size: int) -> None:
+    emotion = pd.Categorical(["sad"] * images, CLASSES)
+    index = pd.DataFrame({"path": "no.png", "emotion": emotion})
+    args = train.parse_args(["--batch-size", str(most)])
+    assert train.make_generators(index, index, args)[0].batch_size == size
+
+
 def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
     train.compile_model(model, 0.1, 10, 0.9)
