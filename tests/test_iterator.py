@@ -26,7 +26,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 def training_iterator(index: pd.DataFrame, **options: float) -> train.FaceIterator:
     """Return an iterator as training uses it."""
-    options = {"batch_size": 8, "seed": 5, "erasing": 0.5} | options
+    options = {"batch_size": 8, "seed": 5, "erasing": 0.5, "mixup": 0.2} | options
     generator = ImageDataGenerator(horizontal_flip=True, rotation_range=10)
     return train.FaceIterator(index, generator, shuffle=True, **options)
 
@@ -87,7 +87,7 @@ def test_other_seed_other_batches(index: pd.DataFrame) -> None:
 
 
 def test_each_epoch_has_its_own_order_and_no_image_twice(index: pd.DataFrame) -> None:
-    iterator = training_iterator(index, erasing=0)
+    iterator = training_iterator(index, erasing=0, mixup=0)
     iterator.generator = ImageDataGenerator()  # so that faces can be told apart
     orders = []
     for epoch in range(2):
@@ -114,7 +114,7 @@ def test_validation_is_every_image_bit_for_bit(index: pd.DataFrame) -> None:
 
 
 def test_training_is_augmented_within_the_range(index: pd.DataFrame) -> None:
-    iterator = training_iterator(index)
+    iterator = training_iterator(index, mixup=0)
     faces, labels = iterator[0]
     rows = iterator.index_array[:8]
     plain = np.stack([utils.read_face(index.path[row]) for row in rows])
@@ -122,6 +122,36 @@ def test_training_is_augmented_within_the_range(index: pd.DataFrame) -> None:
     assert 0 <= faces.min() < faces.max() <= 1
     assert all(not np.array_equal(a, b) for a, b in zip(faces, plain, strict=True))
     np.testing.assert_array_equal(labels.argmax(axis=1), rows // 12)
+
+
+def test_mixup_mixes_faces_and_labels_alike(index: pd.DataFrame) -> None:
+    iterator = training_iterator(index, erasing=0, mixup=1)
+    iterator.generator = ImageDataGenerator()
+    mixed, shares = iterator[0]
+    iterator.mixup = 0
+    faces, labels = iterator[0]
+    # Where neighbours differ in class, the label tells the share; each has its own.
+    others = np.roll(labels, 1, axis=0)
+    differ = (labels != others).any(axis=1)
+    own = shares[differ][labels[differ] == 1][:, None, None, None]
+    assert 0 < own.min() < own.max() < 1 and len(np.unique(own)) == differ.sum() > 2
+    expected = own * faces[differ] + (1 - own) * np.roll(faces, 1, axis=0)[differ]
+    np.testing.assert_allclose(mixed[differ], expected, atol=1e-6)
+    np.testing.assert_allclose(shares[~differ], labels[~differ], atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1])
+def test_shares_follow_the_beta_distribution(index: pd.DataFrame, alpha: float) -> None:
+    iterator = training_iterator(index, erasing=0, mixup=alpha, batch_size=36)
+    iterator.generator = ImageDataGenerator()
+    own = []
+    for epoch in range(40):
+        iterator.set_epoch(epoch)
+        rows, (_, shares) = iterator.labels[iterator.index_array], iterator[0]
+        differ = rows != np.roll(rows, 1)
+        own.extend(shares[differ, rows[differ]])
+    assert np.mean(own) == pytest.approx(0.5, abs=0.05)
+    assert np.var(own) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
 
 
 def test_erasing_fills_one_rectangle_with_noise() -> None:
@@ -142,7 +172,7 @@ def test_erasing_fills_one_rectangle_with_noise() -> None:
 
 @pytest.mark.parametrize("probability", [0, 0.25, 1])
 def test_so_many_are_erased(index: pd.DataFrame, probability: float) -> None:
-    iterator = training_iterator(index, erasing=probability, batch_size=36)
+    iterator = training_iterator(index, erasing=probability, mixup=0, batch_size=36)
     iterator.generator = ImageDataGenerator()
     erased = 0
     for epoch in range(20):
