@@ -1,0 +1,84 @@
+"""Measure a model on test images by how much they resemble a training image.
+
+    python tests/near_copies.py models/face_classification_model.h5   # needs data/
+
+Images that also stand in train pixel for pixel are left out. Many others are the same
+photograph, cut or compressed differently: the correlation of both, shifted against each
+other by up to 6 pixels and seen at half size, is then above 0.9.
+"""
+
+import argparse
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import utils
+
+ROOT = Path(__file__).parent.parent
+SIZE = utils.IMAGE_SIZE // 2
+SHIFTS = range(-3, 4)  # of images at half size
+CORRELATIONS = [0.96, 0.9, 0.85, -1]  # lower ends of the rows
+
+
+def read_halves(index: pd.DataFrame) -> np.ndarray:
+    """Return the faces at half size, (n, 24, 24)."""
+    faces = np.stack([utils.read_face(path) for path in index.path])
+    return faces.reshape(-1, SIZE, 2, SIZE, 2).mean(axis=(2, 4))
+
+
+def standardize(faces: np.ndarray) -> np.ndarray:
+    """Return faces as rows of mean 0 and length 1, whose products are correlations."""
+    rows = faces.reshape(len(faces), -1)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
+def find_nearest(faces: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return for each face the highest correlation with another, and which it is."""
+    highest, nearest = np.full(len(faces), -1.0), np.zeros(len(faces), int)
+    for down, right in product(SHIFTS, SHIFTS):
+        rows = slice(max(0, down), SIZE + min(0, down))
+        columns = slice(max(0, right), SIZE + min(0, right))
+        shifted = standardize(others[:, rows, columns])
+        rows = slice(max(0, -down), SIZE + min(0, -down))
+        columns = slice(max(0, -right), SIZE + min(0, -right))
+        correlations = standardize(faces[:, rows, columns]) @ shifted.T
+        best = correlations.argmax(axis=1)
+        values = correlations[np.arange(len(faces)), best]
+        nearest[values > highest] = best[values > highest]
+        highest = np.maximum(highest, values)
+    return highest, nearest
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    model, class_names = utils.load_model(parser.parse_args().model)
+    parts = [
+        utils.index_folder(ROOT / "data" / name, class_names)[0]
+        for name in ("train", "test")
+    ]
+    known, test = parts
+    test = test[~test.digest.isin(known.digest)]
+    highest, nearest = find_nearest(read_halves(test), read_halves(known))
+    labels = test.emotion.cat.codes.to_numpy()
+    same = known.emotion.cat.codes.to_numpy()[nearest] == labels
+    right = utils.predict_index(model, test).argmax(axis=1) == labels
+    print(f"{len(test)} test images, not also in train\n")
+    print("correlation, from  images  its label is the same  model is right")
+    upper = 2.0
+    for lower in CORRELATIONS:
+        row = (highest >= lower) & (highest < upper)
+        shares = utils.percent(same[row].mean()), utils.percent(right[row].mean())
+        print(f"{lower:17g} {row.sum():7} {shares[0]:>22} {shares[1]:>15}")
+        upper = lower
+
+
+if __name__ == "__main__":
+    main()
