@@ -576,11 +576,11 @@ def make_generators(
         height_shift_range=strength["shift"],
         zoom_range=strength["zoom"],
     )
-    mixed = {name: strength[name] for name in ("erasing", "mixup")}
+    erasing, mixup = strength["erasing"], strength["mixup"]
     size = min(args.batch_size, max(SMALLEST_BATCH, len(train) // STEPS))
     seed = args.seed
     return (
-        FaceIterator(train, augmented, size, True, seed, **mixed),
+        FaceIterator(train, augmented, size, True, seed, erasing, mixup),
         FaceIterator(watched, ImageDataGenerator(), size, False, seed),
     )
 

@@ -60,11 +60,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
     model, class_names = utils.load_model(parser.parse_args().model)
-    parts = [
+    known, test = (
         utils.index_folder(ROOT / "data" / name, class_names)[0]
         for name in ("train", "test")
-    ]
-    known, test = parts
+    )
     test = test[~test.digest.isin(known.digest)]
     highest, nearest = find_nearest(read_halves(test), read_halves(known))
     labels = test.emotion.cat.codes.to_numpy()

@@ -175,12 +175,13 @@ def test_regularization_reaches_network_and_batches(tree: Path) -> None:
     assert rates == [strength["dropout"]] * 2
     batches, watched = train.make_generators(index, index, args)
     assert batches.erasing == strength["erasing"]
+    assert batches.mixup == strength["mixup"] > 0
     generator, shift = batches.generator, strength["shift"]
     assert generator.horizontal_flip
     assert generator.rotation_range == strength["rotation"]
     assert generator.width_shift_range == generator.height_shift_range == shift
     assert generator.zoom_range == [1 - strength["zoom"], 1 + strength["zoom"]]
-    assert (watched.erasing, watched.shuffle) == (0, False)
+    assert (watched.erasing, watched.mixup, watched.shuffle) == (0, 0, False)
     assert not watched.generator.horizontal_flip
 
 
