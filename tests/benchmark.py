@@ -177,7 +177,13 @@ def torch_in_memory() -> dict[str, Any]:
 
     args = train.parse_args([])
     bfloat16 = train.choose_precision() == "mixed_bfloat16"
-    channels = [1, *args.filters]
+    half = (args.filters[0] + 1) // 2
+    channels = [half, *args.filters]
+    stem = [
+        nn.Conv2d(1, half, 3, padding=1, bias=False),
+        nn.BatchNorm2d(half),
+        nn.ReLU(),
+    ]
     blocks = [
         nn.Sequential(
             nn.Conv2d(before, width, 3, padding=1, bias=False),
@@ -192,6 +198,7 @@ def torch_in_memory() -> dict[str, Any]:
     ]
     side = train.IMAGE_SIZE >> len(blocks)
     model = nn.Sequential(
+        *stem,
         *blocks,
         nn.Flatten(),
         nn.Dropout(dropout()),

@@ -40,14 +40,14 @@ def fit(tree: Path, *options: str) -> tuple[keras.Model, pd.DataFrame]:
 
 def test_layers(model: keras.Sequential) -> None:
     names = [type(layer).__name__ for layer in model.layers]
+    stem = "GroupNormalization Conv2D BatchNormalization ReLU"
     block = "Conv2D MaxPooling2D BatchNormalization ReLU Conv2D BatchNormalization ReLU"
     head = "Flatten Dropout Dense BatchNormalization ReLU Dropout Dense"
-    blocks = [*block.split(), *block.split()]
-    assert names == ["GroupNormalization", *blocks, *head.split()]
+    assert names == f"{stem} {block} {block} {head}".split()
     assert model.output_shape == (None, 3)
     # Convolutions without bias; gamma and beta, mean and variance; dense layers.
-    convolutions = 9 * (1 * 4 + 4 * 4 + 4 * 8 + 8 * 8)
-    normalizations = 4 * (4 + 4 + 8 + 8 + 5)
+    convolutions = 9 * (1 * 2 + 2 * 4 + 4 * 4 + 4 * 8 + 8 * 8)
+    normalizations = 4 * (2 + 4 + 4 + 8 + 8 + 5)
     dense = 12 * 12 * 8 * 5 + 5 * 3 + 3
     assert model.count_params() == convolutions + normalizations + dense
     probabilities = model.predict_on_batch(np.random.rand(2, 48, 48, 1))
