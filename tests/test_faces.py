@@ -423,7 +423,8 @@ def test_strange_names_in_csv_and_json(
 
 def test_strange_names_are_drawn(strange: list[str]) -> None:
     assert run("--image", ".", "--plot", "drawn") == 0
-    assert len(list(Path("drawn").iterdir())) == len(strange)
+    sizes = [Image.open(path).size for path in Path("drawn").iterdir()]
+    assert len(sizes) == len(strange) and min(map(min, sizes)) >= 48
 
 
 def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
@@ -441,10 +442,14 @@ def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
 
 
 def test_messages_about_usage_are_safe_to_print(capsys: pytest.CaptureFixture) -> None:
-    for parse in (predict.parse_args, train.parse_args):
+    for parse, words in (  # argparse itself would print both as they are
+        (predict.parse_args, ["--image", "a", "--\x1b[2J\n"]),
+        (train.parse_args, ["--model-path", "\x1b[2J\n"]),
+    ):
         with pytest.raises(SystemExit):
-            parse(["--image", "a", "--epochs", "\x1b[2J\n"])
-        assert r"\x1b[2J\n" in capsys.readouterr().err
+            parse(words)
+        error = capsys.readouterr().err
+        assert r"\x1b[2J\n" in error and "\x1b" not in error
 
 
 def test_temporary_files_are_nobody_else_s(tmp_path: Path) -> None:
