@@ -349,13 +349,13 @@ def build_model(
     dropout: float = 0.0,
     momentum: float = 0.99,
 ) -> keras.Sequential:
-    """Build the network: convolutions that halve the image again and again, two dense.
+    """Build the network: a convolution, blocks of two more each, then two dense layers.
 
     Each image is first brought to mean 0 and variance 1 (as the only group): light and
-    contrast tell nothing about a face. One convolution sees the image as it is. Then
-    each block has two, and pools right after its first, so that all behind that works
-    on a quarter of the pixels. Momentum is that of batch normalization's moving
-    averages.
+    contrast tell nothing about a face. A convolution, half as wide as the first block,
+    sees the image as it is. A block pools right after its first convolution, so that
+    all behind it works on a quarter of the pixels. Momentum is that of batch
+    normalization's moving averages.
     """
     layers = keras.layers
 
