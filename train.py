@@ -58,6 +58,7 @@ LEARNING_RATE = 0.006  # at its highest; steps are as large as AdamW's would be
 WARMUP = 0.1  # part of all steps in which the learning rate rises from 0
 WEIGHT_DECAY = 0.1  # of kernels, times the learning rate: old steps are forgotten
 LABEL_SMOOTHING = 0.1  # people disagree about many of FER2013's labels
+SHARPNESS = 0.1  # how far uphill a gradient is taken, for minima that are flat
 AVERAGED = 0.02  # part of all steps that moving averages look back on, against noise
 # Regularization grows with the number of images that a run will see: a short run has
 # more to learn than to forget. Between these lengths it is interpolated.
@@ -68,7 +69,7 @@ REGULARIZATION = {
     "shift": [0, 0.12, 0.15],  # part of the image, in each direction
     "zoom": [0, 0.15, 0.2],  # part of the size, in and out
     "erasing": [0, 0.25, 0.5],  # probability (Zhong et al. 2017)
-    "mixup": [0, 0, 0.4],  # alpha (Zhang et al. 2018): long runs learn wrong labels
+    "mixup": [0, 0, 0.2],  # alpha (Zhang et al. 2018): long runs learn wrong labels
 }
 STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
 LAST_LAYER = "probabilities"  # its name, by which the optimizer knows it
@@ -341,6 +342,41 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
+class SharpnessAware(keras.Sequential):
+    """A network trained by sharpness-aware minimization (Foret et al. 2021).
+
+    Each step takes the gradient a little uphill, so that training ends where the loss
+    stays low all around. Such a network tells more of new faces, and learns fewer wrong
+    labels; a step takes nearly twice the time.
+    """
+
+    def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """Train on faces (n, 48, 48, 1) and class shares (n, num_classes)."""
+        faces, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        weights = [weight.value for weight in self.trainable_variables]
+        slopes, loss, outputs = self.differentiate(weights, faces, labels)
+        length = SHARPNESS / (tf.linalg.global_norm(slopes) + 1e-12)
+        uphill = [w + length * slope for w, slope in zip(weights, slopes, strict=True)]
+        there = list(zip(self.trainable_variables, uphill, strict=True))
+        with keras.StatelessScope(there):  # changes no other variable, either
+            slopes, *_ = self.differentiate(uphill, faces, labels)
+        self.optimizer.apply(slopes, self.trainable_variables)
+        devices = tf.distribute.get_strategy().num_replicas_in_sync
+        self.metrics[0].update_state(loss * devices)  # of which it was the share
+        return self.compute_metrics(faces, labels, outputs)
+
+    def differentiate(
+        self, weights: list[tf.Tensor], faces: tf.Tensor, labels: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Return the loss's gradients by these weights, the loss, and the outputs."""
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            outputs = self(faces, training=True)
+            loss = self.compute_loss(None, labels, outputs)
+            scaled = self.optimizer.scale_loss(loss)
+        return tape.gradient(scaled, weights), loss, outputs
+
+
 def build_model(
     input_shape: tuple[int, int, int],
     num_classes: int,
@@ -371,7 +407,7 @@ def build_model(
     convolutions = convolve((filters[0] + 1) // 2)
     for width in filters:
         convolutions += convolve(width, layers.MaxPooling2D()) + convolve(width)
-    return keras.Sequential(
+    return SharpnessAware(
         [
             keras.Input(input_shape),
             layers.GroupNormalization(1, center=False, scale=False, dtype="float32"),

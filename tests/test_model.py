@@ -120,6 +120,41 @@ def test_steps_of_kernels_are_orthogonal(dtype: str, tolerance: float) -> None:
     assert 0.6 < diagonal.min() < diagonal.max() < 1.3
 
 
+def test_steps_follow_the_gradient_a_little_uphill() -> None:
+    # The reference takes both gradients from a copy in Keras' own layers.
+    keras.utils.set_random_seed(1)
+    model = train.build_model((48, 48, 1), 3, [4], 5)
+    copy = train.to_float32(model)
+    faces, labels = np.random.rand(5, 48, 48, 1), np.eye(3)[[0, 1, 2, 0, 1]]
+    crossentropy = keras.losses.CategoricalCrossentropy()
+
+    def differentiate() -> tuple[float, list[np.ndarray]]:
+        with train.tf.GradientTape() as tape:
+            loss = crossentropy(labels, copy(faces, training=True))
+        slopes = tape.gradient(loss, copy.trainable_variables)
+        return float(loss), [slope.numpy() for slope in slopes]
+
+    here = [weight.numpy() for weight in copy.trainable_variables]
+    loss, slopes = differentiate()
+    means = [weight.numpy() for weight in copy.weights if "mean" in weight.name]
+    norm = np.sqrt(sum((slope**2).sum() for slope in slopes))
+    for weight, slope in zip(copy.trainable_variables, slopes, strict=True):
+        weight.assign_add(train.SHARPNESS * slope / norm)
+    _, slopes = differentiate()
+
+    model.compile(keras.optimizers.SGD(0.5), crossentropy)
+    shown = model.train_on_batch(faces, labels)
+    np.testing.assert_allclose(shown, loss, rtol=1e-4)
+    for weight, old, slope in zip(model.trainable_variables, here, slopes, strict=True):
+        np.testing.assert_allclose(weight.numpy(), old - 0.5 * slope, atol=1e-5)
+    for weight, mean in zip(
+        [weight for weight in model.weights if "mean" in weight.name],
+        means,
+        strict=True,
+    ):
+        np.testing.assert_allclose(weight.numpy(), mean, atol=1e-5)
+
+
 def test_weights_are_averaged(model: keras.Model) -> None:
     train.compile_model(model, learning_rate=0.1, steps=10, momentum=0.75)
     faces, labels = np.random.rand(6, 48, 48, 1), np.eye(3)[[0, 1, 2, 0, 1, 2]]

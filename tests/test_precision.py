@@ -156,5 +156,6 @@ def test_two_devices(tree: Path) -> None:
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures["one and two"] < 1e-5
+    assert figures["losses"] < 1e-5
     assert figures["moved"] > 1e-3
     assert figures["resumed"] == 0

@@ -3,7 +3,8 @@
     python tests/two_devices.py FOLDER_WITH_TRAIN_AND_TEST
 
 It prints as JSON how far training moves the weights, how far those of one device are
-from those of two, and how far a resumed run begins from where the first one stopped.
+from those of two, likewise the losses shown, and how far a resumed run begins from
+where the first one stopped.
 """
 
 import argparse
@@ -31,8 +32,8 @@ def use(devices: int) -> None:
 
 def weights_of(
     devices: int, args: argparse.Namespace
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Train three steps, each device on the same eight faces; before and after."""
+) -> tuple[list[np.ndarray], list[np.ndarray], float]:
+    """Train three steps, each device on the same eight faces; before, after, loss."""
     use(devices)
     generator = np.random.default_rng(1)
     faces = generator.random((8, 48, 48, 1), np.float32)
@@ -42,8 +43,9 @@ def weights_of(
     batch = (np.tile(faces, (devices, 1, 1, 1)), np.tile(labels, (devices, 1)))
     batches = tf.data.Dataset.from_tensors(batch).repeat(3)
     before = model.get_weights()
-    model.fit(batches, verbose=0, callbacks=[train.keras.callbacks.SwapEMAWeights()])
-    return before, model.get_weights()
+    swap = train.keras.callbacks.SwapEMAWeights()
+    history = model.fit(batches, verbose=0, callbacks=[swap]).history
+    return before, model.get_weights(), history["loss"][-1]
 
 
 def states_at_the_stop(words: list[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -83,12 +85,13 @@ if __name__ == "__main__":
     words = "--classes angry happy sad --filters 4 --dense-units 4 --batch-size 8"
     words = [*words.split(), "--precision", "float32", "--data-dir", folder]
     args = train.parse_args(words)
-    before, one = weights_of(1, args)
-    _, two = weights_of(2, args)
+    before, one, loss = weights_of(1, args)
+    _, two, loss_of_two = weights_of(2, args)
     words += ["--epochs", "2", "--model-path", f"{folder}/model.h5"]
     figures = {
         "moved": distance(before, one),
         "one and two": distance(one, two),
+        "losses": abs(loss - loss_of_two),
         "resumed": distance(*states_at_the_stop(words)),
     }
     print(json.dumps(figures))
