@@ -58,7 +58,7 @@ LEARNING_RATE = 0.006  # at its highest; steps are as large as AdamW's would be
 WARMUP = 0.1  # part of all steps in which the learning rate rises from 0
 WEIGHT_DECAY = 0.1  # of kernels, times the learning rate: old steps are forgotten
 LABEL_SMOOTHING = 0.1  # people disagree about many of FER2013's labels
-SHARPNESS = 0.1  # how far uphill a gradient is taken, for minima that are flat
+SHARPNESS = 0.1  # rho: how far uphill gradients are taken, for minima that are flat
 AVERAGED = 0.02  # part of all steps that moving averages look back on, against noise
 # Regularization grows with the number of images that a run will see: a short run has
 # more to learn than to forget. Between these lengths it is interpolated.
@@ -354,15 +354,15 @@ class SharpnessAware(keras.Sequential):
         """Train on faces (n, 48, 48, 1) and class shares (n, num_classes)."""
         faces, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         weights = [weight.value for weight in self.trainable_variables]
-        slopes, loss, outputs = self.differentiate(weights, faces, labels)
-        length = SHARPNESS / (tf.linalg.global_norm(slopes) + 1e-12)
-        uphill = [w + length * slope for w, slope in zip(weights, slopes, strict=True)]
+        gradients, loss, outputs = self.differentiate(weights, faces, labels)
+        length = SHARPNESS / (tf.linalg.global_norm(gradients) + 1e-12)
+        uphill = [w + length * g for w, g in zip(weights, gradients, strict=True)]
         there = list(zip(self.trainable_variables, uphill, strict=True))
         with keras.StatelessScope(there):  # changes no other variable, either
-            slopes, *_ = self.differentiate(uphill, faces, labels)
-        self.optimizer.apply(slopes, self.trainable_variables)
+            gradients, *_ = self.differentiate(uphill, faces, labels)
+        self.optimizer.apply(gradients, self.trainable_variables)
         devices = tf.distribute.get_strategy().num_replicas_in_sync
-        self.metrics[0].update_state(loss * devices)  # of which it was the share
+        self.metrics[0].update_state(loss * devices)  # Keras divides it by them
         return self.compute_metrics(faces, labels, outputs)
 
     def differentiate(
