@@ -198,6 +198,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError("its pixels have no defined range; convert it to 8 bits")
+        values = np.where(values == image.info.get("transparency"), 65535, values)
         # 65535 / 257 = 255: rounded, so that 8-bit values stored in 16 come back exact.
         values = (values.astype(np.uint32) + 128) // 257
         return Image.fromarray(values.astype(np.uint8))

@@ -90,6 +90,13 @@ def test_a_transparent_colour_is_white(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(utils.read_pixels(path), expected)
 
 
+def test_a_transparent_value_of_16_bits_is_white(tmp_path: Path) -> None:
+    image = Image.fromarray(GRAY.astype(np.uint16) * 257)
+    path = write(tmp_path / "face.png", image, transparency=40 * 257)
+    expected = np.where(GRAY == 40, 255, GRAY)
+    np.testing.assert_array_equal(utils.read_pixels(path), expected)
+
+
 def test_colours_weigh_as_in_rec_601(tmp_path: Path) -> None:
     image = Image.new("RGB", (48, 48), (200, 100, 50))
     pixels = utils.read_pixels(write(tmp_path / "face.png", image))
