@@ -451,8 +451,12 @@ def evaluate(args: argparse.Namespace) -> int:
         print(f"predict.py: error: {printable(line)}", file=sys.stderr)
     train_folder = args.evaluate.parent / "train"
     if train_folder.is_dir() and not train_folder.samefile(args.evaluate):
-        train_index, _ = utils.index_folder(train_folder, class_names)
-        index["in_train"] = index.digest.isin(train_index.digest)
+        try:
+            train_index, _ = utils.index_folder(train_folder, class_names)
+            index["in_train"] = index.digest.isin(train_index.digest)
+        except UserError as error:  # of another task, perhaps: not what was asked for
+            line = f"images also in train are not told apart: {error}"
+            print(f"predict.py: {line}", file=sys.stderr)
     utils.describe_metrics(utils.evaluate(model, index), class_names)
     return bool(unreadable)
 
