@@ -454,7 +454,7 @@ def evaluate(args: argparse.Namespace) -> int:
         try:
             train_index, _ = utils.index_folder(train_folder, class_names)
             index["in_train"] = index.digest.isin(train_index.digest)
-        except UserError as error:  # of another task, perhaps: not what was asked for
+        except UserError as error:  # it serves no training: measure without it
             line = f"images also in train are not told apart: {error}"
             print(f"predict.py: {line}", file=sys.stderr)
     utils.describe_metrics(utils.evaluate(model, index), class_names)

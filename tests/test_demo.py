@@ -183,16 +183,23 @@ def test_evaluate_names_what_it_cannot_read(
     assert err == f"predict.py: error: {broken}: empty file\n"
     assert "(60 images, all;" in out
     assert "not also in train" not in out  # no train/ beside it: nobody knows
-    (tmp_path / "train" / "cat").mkdir(parents=True)
-    broken.unlink()
-    with pytest.raises(SystemExit) as stop:
-        predict.main([*words, str(folder)])
-    measured, err = capsys.readouterr()
-    assert (stop.value.code, measured) == (0, out)
-    assert err.startswith("predict.py: images also in train are not told apart: ")
-    assert err.endswith("found instead: cat\n")
-    shutil.rmtree(tmp_path / "train")
     with pytest.raises(SystemExit, match=rf"{tmp_path}/none: no such folder"):
         predict.main([*words, str(tmp_path / "none")])
     with pytest.raises(SystemExit, match=r"no folder angry, .*instead: mine"):
         predict.main([*words, str(tmp_path)])
+
+
+def test_evaluate_beside_a_train_folder_of_other_classes(
+    demo: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = shutil.copytree(ROOT / "data" / "demo" / "test", tmp_path / "test")
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["--model", str(demo["path"]), "--evaluate", str(folder)])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0
+    assert "(60 images, all;" in out
+    assert "not also in train" not in out
+    assert err.startswith("predict.py: images also in train are not told apart: ")
+    assert err.endswith("found instead: cat\n")
+    assert err.count("\n") == 1
