@@ -64,12 +64,13 @@ AVERAGED = 0.02  # part of all steps that moving averages look back on, against 
 # more to learn than to forget. Between these lengths it is interpolated.
 IMAGES_SEEN = [0, 425_000, 2_400_000]  # the last two: 15 and 85 epochs of FER2013
 REGULARIZATION = {
-    "dropout": [0, 0.4, 0.5],  # before each dense layer
+    "dropout": [0, 0.4, 0.45],  # before each dense layer
     "rotation": [0, 12, 15],  # degrees to both sides
     "shift": [0, 0.12, 0.15],  # part of the image, in each direction
     "zoom": [0, 0.15, 0.2],  # part of the size, in and out
-    "erasing": [0, 0.25, 0.5],  # probability (Zhong et al. 2017)
-    "mixup": [0, 0, 0.2],  # alpha (Zhang et al. 2018): long runs learn wrong labels
+    "erasing": [0, 0.25, 0.35],  # probability (Zhong et al. 2017)
+    "mixup": [0, 0, 0.1],  # alpha (Zhang et al. 2018): long runs learn wrong labels
+    "unblurred": [0, 0, 0.6],  # probability: only mirrored, and shifted by whole pixels
 }
 STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
 LAST_LAYER = "probabilities"  # its name, by which the optimizer knows it
@@ -204,6 +205,7 @@ class FaceIterator(Iterator):
         seed: int,
         erasing: float = 0,
         mixup: float = 0,
+        unblurred: float = 0,
         workers: int = WORKERS,
     ) -> None:
         # More than one worker also makes Keras switch off tf.data's autotune, which
@@ -212,7 +214,8 @@ class FaceIterator(Iterator):
         self.paths = index.path.to_numpy()
         self.labels = index.emotion.cat.codes.to_numpy()
         self.num_classes = len(index.emotion.cat.categories)
-        self.generator, self.erasing, self.mixup = generator, erasing, mixup
+        self.generator = generator
+        self.erasing, self.mixup, self.unblurred = erasing, mixup, unblurred
         self.error: OSError | None = None
         self.set_epoch(0)
 
@@ -231,6 +234,8 @@ class FaceIterator(Iterator):
         random = np.random.default_rng([self.seed, self.epoch, batch])
         for i, row in enumerate(rows):
             face = self.read_face(self.paths[row])
+            if random.random() < self.unblurred:
+                parameters[i] = without_blur(parameters[i])
             face = self.generator.apply_transform(face, parameters[i])
             faces[i] = self.generator.standardize(face)
             if random.random() < self.erasing:
@@ -263,6 +268,12 @@ class FaceIterator(Iterator):
 
     def on_epoch_end(self) -> None:
         """Change nothing: Keras calls this once too often to count epochs by it."""
+
+
+def without_blur(transform: dict[str, Any]) -> dict[str, Any]:
+    """Leave of an ImageDataGenerator's transform what needs no interpolation."""
+    shift = {name: round(transform[name]) for name in ("tx", "ty")}
+    return transform | shift | {"theta": 0, "zx": 1, "zy": 1}
 
 
 def erase(face: np.ndarray, random: np.random.Generator) -> None:
@@ -613,11 +624,11 @@ def make_generators(
         height_shift_range=strength["shift"],
         zoom_range=strength["zoom"],
     )
-    erasing, mixup = strength["erasing"], strength["mixup"]
+    kinds = [strength[name] for name in ("erasing", "mixup", "unblurred")]
     size = min(args.batch_size, max(SMALLEST_BATCH, len(train) // STEPS))
     seed = args.seed
     return (
-        FaceIterator(train, augmented, size, True, seed, erasing, mixup),
+        FaceIterator(train, augmented, size, True, seed, *kinds),
         FaceIterator(watched, ImageDataGenerator(), size, False, seed),
     )
 

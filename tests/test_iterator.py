@@ -185,3 +185,40 @@ def test_so_many_are_erased(index: pd.DataFrame, probability: float) -> None:
         )
     # Standard error: 0.016 of 720 faces.
     assert erased / 720 == pytest.approx(probability, abs=0.05 * (0 < probability < 1))
+
+
+def is_shifted(face: np.ndarray, original: np.ndarray) -> bool:
+    """Tell if a face's centre stands at most 5 pixels away, perhaps mirrored."""
+    centre, away = face[10:38, 10:38], range(5, 16)
+    return any(
+        np.array_equal(centre, source[top : top + 28, left : left + 28])
+        for source in (original, original[:, ::-1])
+        for top in away
+        for left in away
+    )
+
+
+@pytest.mark.parametrize("probability", [0, 0.4, 1])
+def test_so_many_are_mirrored_and_shifted_alone(
+    index: pd.DataFrame, probability: float
+) -> None:
+    iterator = training_iterator(
+        index, erasing=0, mixup=0, unblurred=probability, batch_size=36
+    )
+    iterator.generator = ImageDataGenerator(
+        horizontal_flip=True,
+        rotation_range=15,
+        width_shift_range=0.1,
+        height_shift_range=0.1,
+        zoom_range=0.2,
+    )
+    shifted = 0
+    for epoch in range(10):
+        iterator.set_epoch(epoch)
+        faces = iterator[0][0]
+        paths = index.path[iterator.index_array]
+        originals = [utils.read_face(path) for path in paths]
+        shifted += sum(map(is_shifted, faces, originals))
+        assert not np.array_equal(faces, originals)
+    # Standard error: 0.026 of 360 faces.
+    assert shifted / 360 == pytest.approx(probability, abs=0.08 * (probability == 0.4))

@@ -196,7 +196,7 @@ def test_short_runs_are_regularized_less() -> None:
     assert (full["dropout"], full["rotation"], full["erasing"]) == (0.4, 12, 0.25)
     assert half == pytest.approx({name: x / 2 for name, x in full.items()})
     long, longer = train.regularize(2_400_000), train.regularize(10**9)
-    assert (long["dropout"], long["rotation"], long["erasing"]) == (0.5, 15, 0.5)
+    assert (long["dropout"], long["rotation"], long["erasing"]) == (0.45, 15, 0.35)
     assert longer == long
 
 
@@ -211,6 +211,7 @@ def test_regularization_reaches_network_and_batches(tree: Path) -> None:
     batches, watched = train.make_generators(index, index, args)
     assert batches.erasing == strength["erasing"]
     assert batches.mixup == strength["mixup"] > 0
+    assert batches.unblurred == strength["unblurred"] > 0
     generator, shift = batches.generator, strength["shift"]
     assert generator.horizontal_flip
     assert generator.rotation_range == strength["rotation"]
