@@ -624,11 +624,11 @@ def make_generators(
         height_shift_range=strength["shift"],
         zoom_range=strength["zoom"],
     )
-    kinds = [strength[name] for name in ("erasing", "mixup", "unblurred")]
+    others = {name: strength[name] for name in ("erasing", "mixup", "unblurred")}
     size = min(args.batch_size, max(SMALLEST_BATCH, len(train) // STEPS))
     seed = args.seed
     return (
-        FaceIterator(train, augmented, size, True, seed, *kinds),
+        FaceIterator(train, augmented, size, True, seed, **others),
         FaceIterator(watched, ImageDataGenerator(), size, False, seed),
     )
 
