@@ -61,7 +61,8 @@ LABEL_SMOOTHING = 0.1  # people disagree about many of FER2013's labels
 SHARPNESS = 0.1  # rho: how far uphill gradients are taken, for minima that are flat
 AVERAGED = 0.02  # part of all steps that moving averages look back on, against noise
 # Regularization grows with the number of images that a run will see: a short run has
-# more to learn than to forget. Between these lengths it is interpolated.
+# more to learn than to forget. Between these lengths it is interpolated. A long
+# run also sees images as sharp as they are: rotation and zoom blur the others.
 IMAGES_SEEN = [0, 425_000, 2_400_000]  # the last two: 15 and 85 epochs of FER2013
 REGULARIZATION = {
     "dropout": [0, 0.4, 0.45],  # before each dense layer
