@@ -227,7 +227,7 @@ def grad_cam(model: Any, pixels: np.ndarray, class_index: int) -> np.ndarray:
     differ from place to place (HiResCAM, Draelos & Carin 2020).
 
     Returns:
-        A map in [0, 1], of the last ReLU layer with at least six places a side.
+        A map in [0, 1], of the last activation layer with at least six places a side.
     """
     import keras
     import tensorflow as tf
@@ -235,7 +235,7 @@ def grad_cam(model: Any, pixels: np.ndarray, class_index: int) -> np.ndarray:
     last = max(
         i
         for i, layer in enumerate(model.layers)
-        if isinstance(layer, keras.layers.ReLU)
+        if isinstance(layer, keras.layers.Activation | keras.layers.ReLU)
         and len(layer.output.shape) == 4
         and layer.output.shape[1] >= 6
     )

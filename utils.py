@@ -85,13 +85,14 @@ LAYERS = {
     },
     "MaxPooling2D": {"pool_size", "strides", "padding"},
     "BatchNormalization": {"axis", "epsilon", "center", "scale"},
-    "ReLU": {"max_value", "negative_slope", "threshold"},
+    "ReLU": {"max_value", "negative_slope", "threshold"},  # of models made earlier
+    "Activation": {"activation"},
     "Dropout": {"rate"},
     "Flatten": set(),
     "Dense": {"units", "activation", "use_bias"},
 }
 CHOICES = {  # for settings that are the same in all of train.py's networks
-    "activation": ["linear", "relu", "softmax"],
+    "activation": ["linear", "relu", "silu", "softmax"],
     "data_format": ["channels_last"],
     "dilation_rate": [[1, 1]],
     "groups": [1],

@@ -8,8 +8,7 @@
 Contenders take turns, several times over, so that a drifting machine hits all alike;
 what is printed are medians. A step is forward and backward pass and update. Its
 floating-point operations are counted as three times those of the forward pass's
-convolutions and dense layers, a multiplication and an addition as two; the default
-network, sharpness-aware, does both passes twice.
+convolutions and dense layers, a multiplication and an addition as two.
 """
 
 import argparse
@@ -37,7 +36,6 @@ sys.path.insert(0, str(ROOT))
 
 SECONDS = 12  # that a contender is measured in each of its turns
 WARM_UP = 3  # steps that are not counted
-SHARPNESS_AWARE = 2  # times the operations of a plain step
 
 
 def rate(step: Callable[[], Any], amount: float) -> float:
@@ -92,7 +90,7 @@ def in_memory() -> dict[str, Any]:
         float(model.train_function(batches)["loss"])
 
     images = args.batch_size * model.steps_per_execution
-    return {"images/s": rate(step, images), "flops": SHARPNESS_AWARE * flops(model)}
+    return {"images/s": rate(step, images), "flops": flops(model)}
 
 
 def epoch_rate(model: Any, batches: Any, batch_size: int, **options: Any) -> float:
@@ -133,7 +131,7 @@ def pipeline() -> dict[str, Any]:
             keras.callbacks.TerminateOnNaN(),
         ],
     )
-    return {"images/s": speed, "flops": SHARPNESS_AWARE * flops(model)}
+    return {"images/s": speed, "flops": flops(model)}
 
 
 def tutorial() -> dict[str, Any]:
@@ -184,17 +182,17 @@ def torch_in_memory() -> dict[str, Any]:
     stem = [
         nn.Conv2d(1, half, 3, padding=1, bias=False),
         nn.BatchNorm2d(half),
-        nn.ReLU(),
+        nn.SiLU(),
     ]
     blocks = [
         nn.Sequential(
             nn.Conv2d(before, width, 3, padding=1, bias=False),
             nn.MaxPool2d(2),
             nn.BatchNorm2d(width),
-            nn.ReLU(),
+            nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
-            nn.ReLU(),
+            nn.SiLU(),
         )
         for before, width in itertools.pairwise(channels)
     ]
@@ -206,7 +204,7 @@ def torch_in_memory() -> dict[str, Any]:
         nn.Dropout(dropout()),
         nn.Linear(channels[-1] * side * side, args.dense_units, bias=False),
         nn.BatchNorm1d(args.dense_units),
-        nn.ReLU(),
+        nn.SiLU(),
         nn.Dropout(dropout()),
         nn.Linear(args.dense_units, 6),
     ).to(memory_format=torch.channels_last)
@@ -222,24 +220,11 @@ def torch_in_memory() -> dict[str, Any]:
     faces = faces.to(memory_format=torch.channels_last)
     labels = torch.randint(0, 6, (args.batch_size,))
 
-    parameters = list(model.parameters())
-
-    def differentiate() -> None:
+    def step() -> None:
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             value = loss(model(faces), labels)
         value.backward()
-
-    def step() -> None:
-        differentiate()
-        slopes = [parameter.grad for parameter in parameters]
-        length = train.SHARPNESS / torch.nn.utils.get_total_norm(slopes)
-        with torch.no_grad():
-            here = [parameter.clone() for parameter in parameters]
-            torch._foreach_add_(parameters, torch._foreach_mul(slopes, length))
-        differentiate()
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, here)
         optimizer.step()
         with torch.no_grad():
             for kernel, momentum in zip(kernels, momentums, strict=True):

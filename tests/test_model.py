@@ -40,9 +40,10 @@ def fit(tree: Path, *options: str) -> tuple[keras.Model, pd.DataFrame]:
 
 def test_layers(model: keras.Sequential) -> None:
     names = [type(layer).__name__ for layer in model.layers]
-    stem = "GroupNormalization Conv2D BatchNormalization ReLU"
-    block = "Conv2D MaxPooling2D BatchNormalization ReLU Conv2D BatchNormalization ReLU"
-    head = "Flatten Dropout Dense BatchNormalization ReLU Dropout Dense"
+    stem = "GroupNormalization Conv2D BatchNormalization Activation"
+    block = "Conv2D MaxPooling2D BatchNormalization Activation "
+    block += "Conv2D BatchNormalization Activation"
+    head = "Flatten Dropout Dense BatchNormalization Activation Dropout Dense"
     assert names == f"{stem} {block} {block} {head}".split()
     assert model.output_shape == (None, 3)
     # Convolutions without bias; gamma and beta, mean and variance; dense layers.
@@ -120,41 +121,6 @@ def test_steps_of_kernels_are_orthogonal(dtype: str, tolerance: float) -> None:
     assert 0.6 < diagonal.min() < diagonal.max() < 1.3
 
 
-def test_steps_follow_the_gradient_a_little_uphill() -> None:
-    # The reference takes both gradients from a copy in Keras' own layers.
-    keras.utils.set_random_seed(1)
-    model = train.build_model((48, 48, 1), 3, [4], 5)
-    copy = train.to_float32(model)
-    faces, labels = np.random.rand(5, 48, 48, 1), np.eye(3)[[0, 1, 2, 0, 1]]
-    crossentropy = keras.losses.CategoricalCrossentropy()
-
-    def differentiate() -> tuple[float, list[np.ndarray]]:
-        with train.tf.GradientTape() as tape:
-            loss = crossentropy(labels, copy(faces, training=True))
-        slopes = tape.gradient(loss, copy.trainable_variables)
-        return float(loss), [slope.numpy() for slope in slopes]
-
-    here = [weight.numpy() for weight in copy.trainable_variables]
-    loss, slopes = differentiate()
-    means = [weight.numpy() for weight in copy.weights if "mean" in weight.name]
-    norm = np.sqrt(sum((slope**2).sum() for slope in slopes))
-    for weight, slope in zip(copy.trainable_variables, slopes, strict=True):
-        weight.assign_add(train.SHARPNESS * slope / norm)
-    _, slopes = differentiate()
-
-    model.compile(keras.optimizers.SGD(0.5), crossentropy)
-    shown = model.train_on_batch(faces, labels)
-    np.testing.assert_allclose(shown, loss, rtol=1e-4)
-    for weight, old, slope in zip(model.trainable_variables, here, slopes, strict=True):
-        np.testing.assert_allclose(weight.numpy(), old - 0.5 * slope, atol=1e-5)
-    for weight, mean in zip(
-        [weight for weight in model.weights if "mean" in weight.name],
-        means,
-        strict=True,
-    ):
-        np.testing.assert_allclose(weight.numpy(), mean, atol=1e-5)
-
-
 def test_weights_are_averaged(model: keras.Model) -> None:
     train.compile_model(model, learning_rate=0.1, steps=10, momentum=0.75)
     faces, labels = np.random.rand(6, 48, 48, 1), np.eye(3)[[0, 1, 2, 0, 1, 2]]
@@ -196,7 +162,7 @@ def test_short_runs_are_regularized_less() -> None:
     assert (full["dropout"], full["rotation"], full["erasing"]) == (0.4, 12, 0.25)
     assert half == pytest.approx({name: x / 2 for name, x in full.items()})
     long, longer = train.regularize(2_400_000), train.regularize(10**9)
-    assert (long["dropout"], long["rotation"], long["erasing"]) == (0.45, 15, 0.35)
+    assert (long["dropout"], long["rotation"], long["erasing"]) == (0.47, 15, 0.4)
     assert longer == long
 
 

@@ -81,6 +81,21 @@ def test_the_model_that_ships_is_loaded() -> None:
     assert utils.load_model(root / utils.MODEL_PATH)[0].output_shape == (None, 6)
 
 
+def test_models_made_earlier_are_loaded(path: Path) -> None:
+    def use_relu(layers: list[dict]) -> None:
+        for layer in layers:
+            if layer["class_name"] == "Activation":
+                kept = {"name": layer["config"]["name"]}
+                layer |= {"class_name": "ReLU", "config": kept}
+
+    edit_config(path, use_relu)
+    model, _ = utils.load_model(path)
+    assert sum(isinstance(layer, keras.layers.ReLU) for layer in model.layers) == 6
+    faces = np.random.default_rng(1).random((3, 48, 48, 1), np.float32)
+    expected = keras.saving.load_model(path, compile=False).predict_on_batch(faces)
+    np.testing.assert_allclose(model.predict_on_batch(faces), expected, rtol=1e-6)
+
+
 def test_no_model_file(tmp_path: Path) -> None:
     for place in (tmp_path / "model.h5", tmp_path):
         with pytest.raises(UserError, match=r"no model file there.*python train\.py"):
