@@ -45,6 +45,8 @@ def test_layers(model: keras.Sequential) -> None:
     block += "Conv2D BatchNormalization Activation"
     head = "Flatten Dropout Dense BatchNormalization Activation Dropout Dense"
     assert names == f"{stem} {block} {block} {head}".split()
+    activations = [x for x in model.layers if isinstance(x, keras.layers.Activation)]
+    assert {x.activation for x in activations} == {keras.activations.silu}
     assert model.output_shape == (None, 3)
     # Convolutions without bias; gamma and beta, mean and variance; dense layers.
     convolutions = 9 * (1 * 2 + 2 * 4 + 4 * 4 + 4 * 8 + 8 * 8)
