@@ -3,14 +3,17 @@
 What it shows as output and as defaults is compared with what the code prints.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Callable
 
+import h5py
 import pytest
 from conftest import DEMO, ROOT
 
 import train
+import utils
 
 README = (ROOT / "README.md").read_text()
 
@@ -55,9 +58,29 @@ def test_the_session_at_the_top(run: Callable) -> None:
         r"^```\n\$ (.*?)\n(.*?)^```", README, re.S | re.M
     ).groups()
     result = run(*shlex.split(command)[1:])
-    assert [line.split()[0] for line in result.stdout.splitlines() if line] == [
-        line.split()[0] for line in shown.splitlines() if line
-    ]
+    printed = result.stdout
+    words, figures = r"[A-Za-z]+", r"[0-9.]+"
+    assert re.findall(words, printed) == re.findall(words, shown)
+    # Another model, or one that was trained anew, answers otherwise.
+    expected = [float(figure) for figure in re.findall(figures, shown)]
+    assert [float(figure) for figure in re.findall(figures, printed)] == pytest.approx(
+        expected, abs=0.2
+    )
+
+
+@pytest.mark.parametrize("path", ["README.md", "models/README.md"])
+def test_the_figures_are_those_that_the_model_file_holds(
+    path: str, capsys: pytest.CaptureFixture
+) -> None:
+    with h5py.File(ROOT / utils.MODEL_PATH) as file:
+        metrics = {name: json.loads(file.attrs[name]) for name in ("test", "leak_free")}
+        class_names = json.loads(file.attrs["class_names"])
+    utils.describe_metrics(metrics, class_names)
+    printed = capsys.readouterr().out
+    command = "$ python predict.py --evaluate data/test\n"
+    assert f"```\n{command}{printed}```\n" in (ROOT / path).read_text()
+    accuracy = utils.percent(metrics["leak_free"]["accuracy"])
+    assert f"**{accuracy}**" in README
 
 
 def test_the_table_of_defaults() -> None:
