@@ -222,3 +222,20 @@ def test_so_many_are_mirrored_and_shifted_alone(
         assert not np.array_equal(faces, originals)
     # Standard error: 0.026 of 360 faces.
     assert shifted / 360 == pytest.approx(probability, abs=0.08 * (probability == 0.4))
+
+
+def test_tones_change_by_exponents_within_gamma(index: pd.DataFrame) -> None:
+    iterator = training_iterator(index, erasing=0, mixup=0, gamma=0.5, batch_size=36)
+    iterator.generator = ImageDataGenerator()
+    exponents = []
+    for epoch in range(10):
+        iterator.set_epoch(epoch)
+        faces = iterator[0][0]
+        for face, path in zip(faces, index.path[iterator.index_array], strict=True):
+            original = utils.read_face(path)
+            inner = (original > 0) & (original < 1)
+            exponent = np.log(face[inner]) / np.log(original[inner])
+            assert exponent == pytest.approx(exponent[0], abs=1e-3)
+            exponents.append(np.log2(exponent[0]))
+    assert -0.5 <= min(exponents) < -0.45 and 0.45 < max(exponents) <= 0.5
+    assert np.mean(exponents) == pytest.approx(0, abs=0.06)  # standard error: 0.015

@@ -163,8 +163,8 @@ def test_short_runs_are_regularized_less() -> None:
     half, full = train.regularize(212_500), train.regularize(425_000)
     assert (full["dropout"], full["rotation"], full["erasing"]) == (0.4, 12, 0.25)
     assert half == pytest.approx({name: x / 2 for name, x in full.items()})
-    long, longer = train.regularize(2_400_000), train.regularize(10**9)
-    assert (long["dropout"], long["rotation"], long["erasing"]) == (0.47, 15, 0.4)
+    long, longer = train.regularize(2_900_000), train.regularize(10**9)
+    assert (long["dropout"], long["rotation"], long["erasing"]) == (0.5, 15, 0.45)
     assert longer == long
 
 
@@ -180,12 +180,14 @@ def test_regularization_reaches_network_and_batches(tree: Path) -> None:
     assert batches.erasing == strength["erasing"]
     assert batches.mixup == strength["mixup"] > 0
     assert batches.unblurred == strength["unblurred"] > 0
+    assert batches.gamma == strength["gamma"] > 0
     generator, shift = batches.generator, strength["shift"]
     assert generator.horizontal_flip
     assert generator.rotation_range == strength["rotation"]
     assert generator.width_shift_range == generator.height_shift_range == shift
     assert generator.zoom_range == [1 - strength["zoom"], 1 + strength["zoom"]]
-    assert (watched.erasing, watched.mixup, watched.shuffle) == (0, 0, False)
+    assert (watched.erasing, watched.mixup, watched.gamma) == (0, 0, 0)
+    assert not watched.shuffle
     assert not watched.generator.horizontal_flip
 
 
