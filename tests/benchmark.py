@@ -5,6 +5,7 @@
     python tests/benchmark.py predict  # prediction: 5 minutes; needs data/test
     pip install torch                  # if PyTorch is to be compared, too
 
+PyTorch has to be its build for CPUs: that for CUDA, 2.14.1, crashes beside TensorFlow.
 Contenders take turns, several times over, so that a drifting machine hits all alike;
 what is printed are medians. A step is forward and backward pass and update. Its
 floating-point operations are counted as three times those of the forward pass's
