@@ -55,6 +55,7 @@ BATCH_SIZE = 128  # at most: large, since Muon's own work is done once a step
 STEPS = 100  # in an epoch at least, so that small data sets get enough, too ...
 SMALLEST_BATCH = 16  # ... but batches no smaller than batch normalization can bear
 LEARNING_RATE = 0.006  # at its highest; steps are as large as AdamW's would be
+FINE_TUNING = 1 / 6  # part of it that trained weights bear, and still forget little
 WARMUP = 0.1  # part of all steps in which the learning rate rises from 0
 WEIGHT_DECAY = 0.1  # of kernels, times the learning rate: old steps are forgotten
 LABEL_SMOOTHING = 0.1  # people disagree about many of FER2013's labels
@@ -111,7 +112,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = f"images a step, at most; fewer if an epoch had less than {STEPS} steps"
     add("--batch-size", type=count, default=BATCH_SIZE, help=text)
     rate = number(float, 1e-9, 1e3)
-    text = "highest learning rate of the schedule"
+    text = "highest learning rate of the schedule; with --fine-tune a sixth of it"
     add("--learning-rate", type=rate, default=LEARNING_RATE, help=text)
     text = "folder that holds train/<emotion>/ and test/<emotion>/"
     add("--data-dir", type=Path, default=Path("data"), help=text)
@@ -130,6 +131,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--validation-split", type=fraction, default=0.0, help=text)
     text = "what to calculate in; auto: the fastest that the machine has hardware for"
     add("--precision", choices=["auto", *PRECISIONS], default="auto", help=text)
+    text = "model file whose weights to begin with, in place of random ones"
+    add("--fine-tune", metavar="MODEL", help=text)
     group = parser.add_mutually_exclusive_group()
     text = "go on with the unfinished training of this model path"
     group.add_argument("--resume", action="store_true", help=text)
@@ -575,7 +578,7 @@ def describe_settings(
     return settings | {"images": digest.hexdigest()}
 
 
-def regularize(images_seen: int) -> dict[str, float]:
+def regularize(images_seen: float) -> dict[str, float]:
     """Return the strength of each regularization for a run of this length."""
     return {
         name: float(np.interp(images_seen, IMAGES_SEEN, strengths))
@@ -583,11 +586,22 @@ def regularize(images_seen: int) -> dict[str, float]:
     }
 
 
+def choose_strength(args: argparse.Namespace, images: int) -> dict[str, float]:
+    """Return the strength of each regularization for a run on so many images.
+
+    Trained weights have seen many images before: they get what a long run does, but for
+    mixup, without which its last epochs are better (He et al. 2019, arXiv:1909.09148).
+    """
+    if args.fine_tune:
+        return regularize(float("inf")) | {"mixup": 0.0}
+    return regularize(args.epochs * images)
+
+
 def make_generators(
     train: pd.DataFrame, watched: pd.DataFrame, args: argparse.Namespace
 ) -> tuple[FaceIterator, FaceIterator]:
     """Stream the part to train on augmented, the watched one as it is."""
-    strength = regularize(args.epochs * len(train))
+    strength = choose_strength(args, len(train))
     augmented = ImageDataGenerator(
         horizontal_flip=True,
         rotation_range=strength["rotation"],
@@ -622,8 +636,31 @@ def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Mo
             momentum=min(0.99, momentum),
         )
         keras.config.set_dtype_policy("float32")
-        compile_model(model, args.learning_rate, steps, momentum)
+        rate = args.learning_rate * (FINE_TUNING if args.fine_tune else 1)
+        compile_model(model, rate, steps, momentum)
     return model
+
+
+def take_weights(model: keras.Model, path: Path, class_names: list[str]) -> None:
+    """Give a network the weights of a model file.
+
+    The last layer keeps its own if the file tells other classes apart.
+
+    Raises:
+        UserError: if the file cannot be loaded, or its network has other widths.
+    """
+    trained, trained_names = utils.load_model(path)
+    weights, own = trained.get_weights(), model.get_weights()
+    if trained_names != class_names:
+        weights[-2:] = own[-2:]
+    if [array.shape for array in weights] != [array.shape for array in own]:
+        kernels = [array.shape for array in weights if array.ndim > 1]
+        filters = " ".join(str(shape[-1]) for shape in kernels[1:-2:2])
+        raise UserError(
+            f"{path}: a network of other widths; say "
+            f"--filters {filters} --dense-units {kernels[-2][-1]}"
+        )
+    model.set_weights(weights)
 
 
 def check_network(model: keras.Model) -> None:
@@ -649,9 +686,10 @@ def fit(
         history: loss, accuracy, val_loss and val_accuracy of each epoch, from 1 on.
 
     Raises:
-        UserError: if the network has layers that cannot be loaded; if the loss becomes
-            infinite or NaN; if the checkpoint cannot be written, or the one to resume
-            does not fit; if memory does not suffice; if an image can no longer be read.
+        UserError: if the network has layers that cannot be loaded, or other widths than
+            the one to fine-tune; if the loss becomes infinite or NaN; if the checkpoint
+            cannot be written, or the one to resume does not fit; if memory does not
+            suffice; if an image can no longer be read.
     """
     path = checkpoint_path(args.model_path)
     checkpoint = Checkpoint(path, describe_settings(args, train, watched))
@@ -662,8 +700,10 @@ def fit(
         path.unlink(missing_ok=True)
     train_generator, validation_generator = make_generators(train, watched, args)
     steps = args.epochs * len(train_generator)
-    dropout = regularize(args.epochs * len(train))["dropout"]
+    dropout = choose_strength(args, len(train))["dropout"]
     model = make_model(args, steps, dropout)
+    if args.fine_tune and not args.resume:
+        take_weights(model, Path(args.fine_tune), args.classes)
     check_network(model)
     model.summary()
     gpus = len(tf.config.list_physical_devices("GPU"))
@@ -705,9 +745,10 @@ def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> di
     """
     apart = "resume", "restart"
     arguments = {name: value for name, value in vars(args).items() if name not in apart}
-    for name in ("data_dir", "model_path"):
-        path = arguments[name]
-        arguments[name] = path.name if path.is_absolute() else path.as_posix()
+    for name in ("data_dir", "model_path", "fine_tune"):
+        if arguments[name] is not None:
+            path = Path(arguments[name])
+            arguments[name] = path.name if path.is_absolute() else path.as_posix()
     return {
         "class_names": args.classes,
         "image_size": IMAGE_SIZE,

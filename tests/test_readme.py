@@ -24,8 +24,14 @@ def commands() -> list[str]:
     return re.split(r" && |\n", "\n".join(block.strip() for block in blocks))
 
 
-# These need real data or pictures; the demo fixture and CI run the last two.
+# These need real data, pictures or minutes; the demo fixture and CI run the last two.
+FINE_TUNE = (
+    "python train.py --data-dir my-faces --fine-tune "
+    "models/face_classification_model.h5 --filters 48 96 192 384 "
+    "--model-path models/mine.h5"
+)
 ELSEWHERE = {
+    FINE_TUNE,
     "python train.py --epochs 15",
     "python predict.py --image new_folder/new_image.jpg",
     DEMO,

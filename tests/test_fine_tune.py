@@ -1,0 +1,105 @@
+"""--fine-tune begins with the weights of a model file, and changes them gently."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import make_tree
+
+import train
+import utils
+
+CLASSES = ["angry", "happy", "sad"]
+WIDTHS = ["--filters", "4", "6", "--dense-units", "5"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_figures: None) -> Path:
+    """Return a folder with faces/ and a network trained on them, trained.h5."""
+    folder = tmp_path_factory.mktemp("fine_tune")
+    make_tree(folder / "faces", CLASSES)
+    main(folder, "trained.h5", *WIDTHS)
+    return folder
+
+
+def main(folder: Path, name: str, *options: str, classes: list[str] = CLASSES) -> None:
+    """Train on faces/ in this process, for an epoch of two steps."""
+    words = ["--epochs", "1", "--data-dir", folder / "faces", "--model-path"]
+    train.main([*map(str, [*words, folder / name]), *options, "--classes", *classes])
+
+
+def weights(path: Path) -> list[np.ndarray]:
+    """Read a model file's weights."""
+    return utils.load_model(path)[0].get_weights()
+
+
+def test_it_begins_with_the_weights(folder: Path) -> None:
+    # At this rate nothing but batch normalization's statistics moves.
+    options = ["--learning-rate", "1e-9", "--fine-tune", str(folder / "trained.h5")]
+    main(folder, "tuned.h5", *WIDTHS, *options)
+    names = [w.path for w in utils.load_model(folder / "tuned.h5")[0].weights]
+    pairs = zip(
+        weights(folder / "trained.h5"), weights(folder / "tuned.h5"), strict=True
+    )
+    moved = [not np.allclose(before, after, atol=1e-6) for before, after in pairs]
+    assert [name for name, m in zip(names, moved, strict=True) if m] == [
+        name for name in names if "moving" in name
+    ]
+    with h5py.File(folder / "tuned.h5") as file:
+        assert json.loads(file.attrs["arguments"])["fine_tune"] == "trained.h5"
+
+
+def test_other_classes_get_a_new_last_layer(folder: Path) -> None:
+    options = ["--learning-rate", "1e-9", "--fine-tune", str(folder / "trained.h5")]
+    main(folder, "two.h5", *WIDTHS, *options, classes=["sad", "angry"])
+    before, after = weights(folder / "trained.h5"), weights(folder / "two.h5")
+    np.testing.assert_allclose(before[0], after[0], atol=1e-6)
+    assert after[-2].shape == (5, 2)
+
+
+def test_other_widths_are_named(folder: Path) -> None:
+    options = ["--filters", "4", "--fine-tune", str(folder / "trained.h5")]
+    with pytest.raises(
+        SystemExit, match=r"trained\.h5: .* --filters 4 6 --dense-units 5$"
+    ):
+        main(folder, "none.h5", *options)
+    assert not (folder / "none.h5").exists()
+
+
+def test_no_model_file(folder: Path) -> None:
+    with pytest.raises(SystemExit, match="faces: no model file there"):
+        main(folder, "none.h5", "--fine-tune", str(folder / "faces"))
+
+
+def test_resumed_it_needs_no_model_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = folder / "start.h5"
+    start.write_bytes((folder / "trained.h5").read_bytes())
+    options = [*WIDTHS, "--fine-tune", str(start)]
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train, "write_results", stop)
+        main(folder, "resumed.h5", *options)
+    with pytest.raises(SystemExit, match="begun with --fine-tune"):
+        main(folder, "resumed.h5", *WIDTHS, "--resume")
+    start.unlink()
+    main(folder, "resumed.h5", *options, "--resume")
+    assert (folder / "resumed.h5").exists()
+
+
+def test_it_is_gentle_and_mixes_nothing() -> None:
+    words = ["--precision", "float32"]
+    args = train.parse_args([*words, "--fine-tune", "some.h5"])
+    strength = train.choose_strength(args, images=100)
+    assert strength == train.regularize(10**9) | {"mixup": 0}
+    rates = [
+        float(train.make_model(a, 1000, 0).optimizer._learning_rate(100))
+        for a in (train.parse_args(words), args)
+    ]
+    np.testing.assert_allclose(rates, [0.006, 0.001], rtol=1e-6)
