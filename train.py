@@ -590,7 +590,7 @@ def choose_strength(args: argparse.Namespace, images: int) -> dict[str, float]:
     """Return the strength of each regularization for a run on so many images.
 
     Trained weights have seen many images before: they get what a long run does, but for
-    mixup, without which its last epochs are better (He et al. 2019, arXiv:1909.09148).
+    mixup: images closer to real ones refine best (He et al. 2019, arXiv:1909.09148).
     """
     if args.fine_tune:
         return regularize(float("inf")) | {"mixup": 0.0}
