@@ -654,11 +654,12 @@ def take_weights(model: keras.Model, path: Path, class_names: list[str]) -> None
     if trained_names != class_names:
         weights[-2:] = own[-2:]
     if [array.shape for array in weights] != [array.shape for array in own]:
-        kernels = [array.shape for array in weights if array.ndim > 1]
-        filters = " ".join(str(shape[-1]) for shape in kernels[1:-2:2])
+        layers = [layer.get_config() for layer in trained.layers]
+        filters = [str(layer["filters"]) for layer in layers if "filters" in layer]
+        units = [str(layer["units"]) for layer in layers if "units" in layer]
         raise UserError(
-            f"{path}: a network of other widths; say "
-            f"--filters {filters} --dense-units {kernels[-2][-1]}"
+            f"{path}: another network; the widths of its layers are those of "
+            f"--filters {' '.join(filters[1::2])} --dense-units {' '.join(units[:-1])}"
         )
     model.set_weights(weights)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from conftest import make_tree
@@ -71,6 +72,17 @@ def test_other_widths_are_named(folder: Path) -> None:
 def test_no_model_file(folder: Path) -> None:
     with pytest.raises(SystemExit, match="faces: no model file there"):
         main(folder, "none.h5", "--fine-tune", str(folder / "faces"))
+
+
+def test_a_network_of_another_kind(folder: Path) -> None:
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((48, 48, 1)), layers.Flatten(), layers.Dense(3, "softmax")]
+    )
+    about = {"class_names": CLASSES, "rescale": utils.RESCALE}
+    utils.save_model(model, folder / "dense.h5", about)
+    with pytest.raises(SystemExit, match=r"dense\.h5: another network"):
+        main(folder, "none.h5", "--fine-tune", str(folder / "dense.h5"))
 
 
 def test_resumed_it_needs_no_model_file(
