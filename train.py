@@ -697,8 +697,6 @@ def fit(
     if args.resume:
         checkpoint.load()
         print(f"Resumed after epoch {len(checkpoint.history)} of {args.epochs}.")
-    else:
-        path.unlink(missing_ok=True)
     train_generator, validation_generator = make_generators(train, watched, args)
     steps = args.epochs * len(train_generator)
     dropout = choose_strength(args, len(train))["dropout"]
@@ -706,6 +704,8 @@ def fit(
     if args.fine_tune and not args.resume:
         take_weights(model, Path(args.fine_tune), args.classes)
     check_network(model)
+    if not args.resume:
+        path.unlink(missing_ok=True)
     model.summary()
     gpus = len(tf.config.list_physical_devices("GPU"))
     print(

@@ -61,10 +61,11 @@ def test_it_begins_with_the_weights_and_resumed_needs_no_file(
         assert json.loads(file.attrs["arguments"])["fine_tune"] == "start.h5"
 
 
-def test_other_classes_keep_a_new_last_layer(folder: Path) -> None:
-    model = train.build_model((48, 48, 1), 2, [4, 6], 5)
+@pytest.mark.parametrize("classes", [["sad", "angry"], ["sad", "happy", "angry"]])
+def test_other_classes_keep_a_new_last_layer(folder: Path, classes: list[str]) -> None:
+    model = train.build_model((48, 48, 1), len(classes), [4, 6], 5)
     own = model.get_weights()
-    train.take_weights(model, folder / "trained.h5", ["sad", "angry"])
+    train.take_weights(model, folder / "trained.h5", classes)
     expected = weights(folder / "trained.h5")[:-2] + own[-2:]
     for weight, array in zip(model.get_weights(), expected, strict=True):
         np.testing.assert_array_equal(weight, array)
@@ -79,9 +80,13 @@ def test_other_widths_are_named(folder: Path) -> None:
     assert not (folder / "none.h5").exists()
 
 
-def test_no_model_file(folder: Path) -> None:
+def test_without_a_model_file_nothing_is_thrown_away(folder: Path) -> None:
+    unfinished = folder / "none.checkpoint.npz"
+    unfinished.touch()
     with pytest.raises(SystemExit, match="faces: no model file there"):
-        main(folder, "none.h5", "--fine-tune", str(folder / "faces"))
+        main(folder, "none.h5", "--fine-tune", str(folder / "faces"), "--restart")
+    assert unfinished.exists()
+    unfinished.unlink()
 
 
 def test_a_network_of_another_kind(folder: Path) -> None:

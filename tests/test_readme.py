@@ -59,6 +59,12 @@ def test_command_runs(command: str, run: Callable) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_fine_tuning_has_the_widths_of_the_model() -> None:
+    args = train.parse_args(shlex.split(FINE_TUNE)[2:])
+    model = train.build_model((48, 48, 1), 6, args.filters, args.dense_units)
+    train.take_weights(model, ROOT / args.fine_tune, args.classes)
+
+
 def test_the_session_at_the_top(run: Callable) -> None:
     command, shown = re.search(
         r"^```\n\$ (.*?)\n(.*?)^```", README, re.S | re.M
