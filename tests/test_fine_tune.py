@@ -19,11 +19,17 @@ WIDTHS = ["--filters", "4", "6", "--dense-units", "5"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, empty_figures: None) -> Path:
-    """Return a folder with faces/ and a network trained on them, trained.h5."""
+    """Return a folder with faces/ and a network that tells them apart, trained.h5."""
     folder = tmp_path_factory.mktemp("fine_tune")
     make_tree(folder / "faces", CLASSES)
-    main(folder, "trained.h5", *WIDTHS)
+    save(train.build_model((48, 48, 1), 3, [4, 6], 5), folder / "trained.h5")
     return folder
+
+
+def save(model: keras.Model, path: Path) -> None:
+    """Write a model file."""
+    about = {"class_names": CLASSES, "rescale": utils.RESCALE}
+    utils.save_model(train.to_float32(model), path, about)
 
 
 def main(folder: Path, name: str, *options: str) -> None:
@@ -94,8 +100,7 @@ def test_a_network_of_another_kind(folder: Path) -> None:
     model = keras.Sequential(
         [keras.Input((48, 48, 1)), layers.Flatten(), layers.Dense(3, "softmax")]
     )
-    about = {"class_names": CLASSES, "rescale": utils.RESCALE}
-    utils.save_model(model, folder / "dense.h5", about)
+    save(model, folder / "dense.h5")
     with pytest.raises(SystemExit, match=r"dense\.h5: another network"):
         main(folder, "none.h5", "--fine-tune", str(folder / "dense.h5"))
 
