@@ -589,12 +589,13 @@ def regularize(images_seen: float) -> dict[str, float]:
 def choose_strength(args: argparse.Namespace, images: int) -> dict[str, float]:
     """Return the strength of each regularization for a run on so many images.
 
-    Trained weights have seen many images before: they get what a long run does, but for
-    mixup: images closer to real ones refine best (He et al. 2019, arXiv:1909.09148).
+    Trained weights have seen many images before: they get what a long run does. But a
+    few epochs refine best on unmixed images (He et al. 2019, arXiv:1909.09148).
     """
-    if args.fine_tune:
-        return regularize(float("inf")) | {"mixup": 0.0}
-    return regularize(args.epochs * images)
+    seen = args.epochs * images
+    if not args.fine_tune:
+        return regularize(seen)
+    return regularize(np.inf) | ({"mixup": 0.0} if seen < IMAGES_SEEN[1] else {})
 
 
 def make_generators(
