@@ -595,7 +595,8 @@ def choose_strength(args: argparse.Namespace, images: int) -> dict[str, float]:
     seen = args.epochs * images
     if not args.fine_tune:
         return regularize(seen)
-    return regularize(np.inf) | ({"mixup": 0.0} if seen < IMAGES_SEEN[1] else {})
+    strength = regularize(np.inf)
+    return strength if seen >= IMAGES_SEEN[1] else strength | {"mixup": 0.0}
 
 
 def make_generators(
