@@ -96,22 +96,32 @@ def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:
             source = tree / "train" / name / f"{number:02}.png"
             shutil.copy(source, tree / "train" / "angry" / f"copy_{name}_{number}.png")
     index, _ = utils.index_folder(tree / "train", CLASSES)
-    training, validation = train.split_validation(index, 0.25, seed=3)
+    training, validation = train.split_validation(index, 0.25)
     assert len(training) + len(validation) == len(index) == 160
     assert set(training.path).isdisjoint(validation.path)
     assert set(training.digest).isdisjoint(validation.digest)
     different = validation.drop_duplicates("digest").emotion.value_counts()
     assert different["happy"] == 10
     assert different.sum() == 30  # a quarter of 120 different images
-    again = train.split_validation(index, 0.25, seed=3)[1]
-    assert again.equals(validation)
-    assert not train.split_validation(index, 0.25, seed=4)[1].equals(validation)
+    smaller = train.split_validation(index, 0.1)[1]
+    assert 0 < len(smaller) < len(validation)
+    assert set(smaller.path) < set(validation.path)
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_every_seed_holds_the_same_images_out(seed: str, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "faces", CLASSES, train=8)
+    line = ["--data-dir", str(tree), "--validation-split", "0.25", "--seed", seed]
+    args = train.parse_args([*line, "--classes", *CLASSES])
+    index, _ = utils.index_folder(tree / "train", CLASSES)
+    validation = train.index_data(args)[0]["validation"]
+    assert validation.equals(train.split_validation(index, 0.25)[1])
 
 
 def test_too_few_images_to_split(tree: Path) -> None:
     index, _ = utils.index_folder(tree / "train", CLASSES)
     with pytest.raises(UserError, match=r"--validation-split 0\.01"):
-        train.split_validation(index, 0.01, seed=1)
+        train.split_validation(index, 0.01)
 
 
 def test_the_table_counts_repeated_and_shared_images(

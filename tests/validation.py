@@ -46,9 +46,7 @@ def read_validation(path: Path) -> tuple[np.ndarray, np.ndarray]:
         arguments = json.loads(file.attrs["arguments"])
         names = json.loads(file.attrs["class_names"])
     index, _ = utils.index_folder(ROOT / "data" / "train", names)
-    _, part = train.split_validation(
-        index, arguments["validation_split"], arguments["seed"]
-    )
+    _, part = train.split_validation(index, arguments["validation_split"])
     faces = np.stack([utils.read_face(path) for path in part.path])
     return faces, part.emotion.cat.codes.to_numpy()
 
