@@ -131,7 +131,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--validation-split", type=fraction, default=0.0, help=text)
     text = "what to calculate in; auto: the fastest that the machine has hardware for"
     add("--precision", choices=["auto", *PRECISIONS], default="auto", help=text)
-    text = "model file whose weights to begin with, in place of random ones"
+    text = "model file whose network to go on with, in place of a new one"
     add("--fine-tune", metavar="MODEL", help=text)
     group = parser.add_mutually_exclusive_group()
     text = "go on with the unfinished training of this model path"
@@ -149,6 +149,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(
             f"--filters: {len(args.filters)} blocks leave nothing of the image"
         )
+    if args.fine_tune:
+        if (args.filters, args.dense_units) != (FILTERS, DENSE_UNITS):
+            parser.error("--fine-tune: its model file tells --filters, --dense-units")
+        args.filters = args.dense_units = None
     return args
 
 
@@ -370,8 +374,6 @@ def build_model(
     num_classes: int,
     filters: Sequence[int] = tuple(FILTERS),
     dense_units: int = DENSE_UNITS,
-    dropout: float = 0.0,
-    momentum: float = 0.99,
 ) -> keras.Sequential:
     """Build the network: a convolution, blocks of two more each, then two dense layers.
 
@@ -379,8 +381,7 @@ def build_model(
     contrast tell nothing about a face. A convolution, half as wide as the first block,
     sees the image as it is. A block pools right after its first convolution, so that
     all behind it works on a quarter of the pixels. SiLU (Elfwing et al. 2018) takes a
-    little longer than ReLU, and tells more of new faces. Momentum is that of batch
-    normalization's moving averages.
+    little longer than ReLU, and tells more of new faces.
     """
     layers = keras.layers
 
@@ -389,7 +390,7 @@ def build_model(
         return [
             layers.Conv2D(width, 3, **conv),
             *pool,
-            FusedBatchNormalization(momentum=momentum),
+            layers.BatchNormalization(),
             layers.Activation("silu"),
         ]
 
@@ -399,20 +400,91 @@ def build_model(
     return keras.Sequential(
         [
             keras.Input(input_shape),
-            layers.GroupNormalization(1, center=False, scale=False, dtype="float32"),
+            layers.GroupNormalization(1, center=False, scale=False),
             *convolutions,
             layers.Flatten(),
-            layers.Dropout(dropout),
+            layers.Dropout(0),
             layers.Dense(dense_units, use_bias=False),
-            layers.BatchNormalization(momentum=momentum),
+            layers.BatchNormalization(),
             layers.Activation("silu"),
-            layers.Dropout(dropout),
-            layers.Dense(
-                num_classes, activation="softmax", dtype="float32", name=LAST_LAYER
-            ),
+            layers.Dropout(0),
+            answer(num_classes),
         ],
         name="face_classifier",
     )
+
+
+def answer(num_classes: int) -> keras.Layer:
+    """Make the layer that says how probable each class is."""
+    return keras.layers.Dense(num_classes, activation="softmax", name=LAST_LAYER)
+
+
+def load_network(path: str) -> tuple[keras.Model, list[str]]:
+    """Load network and class names of a model file, to go on with them.
+
+    Raises:
+        UserError: if the file cannot be loaded, or ends in another layer than answer's.
+    """
+    model, class_names = utils.load_model(Path(path))
+    last = {"name": LAST_LAYER, "activation": "softmax", "use_bias": True}
+    if not last.items() <= model.layers[-1].get_config().items():
+        raise UserError(f"{path}: it does not end in train.py's layer {LAST_LAYER}")
+    return model, class_names
+
+
+def make_network(args: argparse.Namespace) -> keras.Model:
+    """Build a network, or load the one to fine-tune.
+
+    The latter gets a new last layer if its file tells other classes apart.
+
+    Raises:
+        UserError: if the file cannot be loaded.
+    """
+    if not args.fine_tune:
+        shape = IMAGE_SIZE, IMAGE_SIZE, 1
+        return build_model(shape, len(args.classes), args.filters, args.dense_units)
+    model, class_names = load_network(args.fine_tune)
+    if class_names == args.classes:
+        return model
+    features = model.layers[-1].input
+    return keras.Model(model.inputs[0], answer(len(args.classes))(features))
+
+
+def copy_network(
+    model: keras.Model,
+    change: Callable[[keras.Layer], keras.Layer],
+    inputs: keras.KerasTensor | None = None,
+) -> keras.Model:
+    """Copy a network with its weights, each layer as change makes it anew."""
+    copy = keras.models.clone_model(model, inputs, change)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def to_training(
+    model: keras.Model, precision: str, dropout: float, momentum: float
+) -> keras.Model:
+    """Copy a network of Keras' own layers in float32 into one that trains fast.
+
+    First and last layer keep float32. Momentum is that of batch normalization's moving
+    averages.
+    """
+
+    def trained(layer: keras.Layer) -> keras.Layer:
+        kind, config = type(layer), layer.get_config() | {"dtype": precision}
+        if kind is keras.layers.GroupNormalization or layer.name == LAST_LAYER:
+            config["dtype"] = "float32"
+        if kind is keras.layers.Dropout:
+            config["rate"] = dropout
+        if kind is keras.layers.BatchNormalization:
+            config["momentum"] = momentum
+            if len(layer.input.shape) == 4:
+                kind = FusedBatchNormalization
+        return kind.from_config(config)
+
+    copy = copy_network(model, trained)
+    copy.dtype_policy = precision  # from which compile tells how to scale the loss
+    return copy
 
 
 def to_float32(model: keras.Model) -> keras.Model:
@@ -423,9 +495,7 @@ def to_float32(model: keras.Model) -> keras.Model:
         kind = keras.layers.BatchNormalization if fused else type(layer)
         return kind.from_config(layer.get_config() | {"dtype": "float32"})
 
-    copy = keras.models.clone_model(model, clone_function=plain)
-    copy.set_weights(model.get_weights())
-    return copy
+    return copy_network(model, plain)
 
 
 def compile_model(
@@ -628,46 +698,15 @@ def make_generators(
 def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Model:
     """Build and compile the network for a training of so many steps, on all GPUs."""
     keras.utils.set_random_seed(args.seed)
+    network = make_network(args)
     momentum = max(0, 1 - 1 / (AVERAGED * steps))  # 0.99 averages the last 100 steps
     several = len(tf.config.list_logical_devices("GPU")) > 1
     strategy = tf.distribute.MirroredStrategy if several else tf.distribute.get_strategy
     with strategy().scope():
-        keras.config.set_dtype_policy(args.precision)
-        model = build_model(
-            (IMAGE_SIZE, IMAGE_SIZE, 1),
-            len(args.classes),
-            args.filters,
-            args.dense_units,
-            dropout=dropout,
-            momentum=min(0.99, momentum),
-        )
-        keras.config.set_dtype_policy("float32")
+        model = to_training(network, args.precision, dropout, min(0.99, momentum))
         rate = args.learning_rate * (FINE_TUNING if args.fine_tune else 1)
         compile_model(model, rate, steps, momentum)
     return model
-
-
-def take_weights(model: keras.Model, path: Path, class_names: list[str]) -> None:
-    """Give a network the weights of a model file.
-
-    The last layer keeps its own if the file tells other classes apart.
-
-    Raises:
-        UserError: if the file cannot be loaded, or its network has other widths.
-    """
-    trained, trained_names = utils.load_model(path)
-    weights, own = trained.get_weights(), model.get_weights()
-    if trained_names != class_names:
-        weights[-2:] = own[-2:]
-    if [array.shape for array in weights] != [array.shape for array in own]:
-        layers = [layer.get_config() for layer in trained.layers]
-        filters = [str(layer["filters"]) for layer in layers if "filters" in layer]
-        units = [str(layer["units"]) for layer in layers if "units" in layer]
-        raise UserError(
-            f"{path}: another network; the widths of its layers are those of "
-            f"--filters {' '.join(filters[1::2])} --dense-units {' '.join(units[:-1])}"
-        )
-    model.set_weights(weights)
 
 
 def check_network(model: keras.Model) -> None:
@@ -693,8 +732,8 @@ def fit(
         history: loss, accuracy, val_loss and val_accuracy of each epoch, from 1 on.
 
     Raises:
-        UserError: if the network has layers that cannot be loaded, or other widths than
-            the one to fine-tune; if the loss becomes infinite or NaN; if the checkpoint
+        UserError: if the network has layers that cannot be loaded, or the file to
+            fine-tune cannot; if the loss becomes infinite or NaN; if the checkpoint
             cannot be written, or the one to resume does not fit; if memory does not
             suffice; if an image can no longer be read.
     """
@@ -707,8 +746,6 @@ def fit(
     steps = args.epochs * len(train_generator)
     dropout = choose_strength(args, len(train))["dropout"]
     model = make_model(args, steps, dropout)
-    if args.fine_tune and not args.resume:
-        take_weights(model, Path(args.fine_tune), args.classes)
     check_network(model)
     if not args.resume:
         path.unlink(missing_ok=True)
@@ -752,10 +789,14 @@ def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> di
     """
     apart = "resume", "restart"
     arguments = {name: value for name, value in vars(args).items() if name not in apart}
+
+    def without_folder(name: str | Path) -> str:
+        path = Path(name)
+        return path.name if path.is_absolute() else path.as_posix()
+
     for name in ("data_dir", "model_path", "fine_tune"):
         if arguments[name] is not None:
-            path = Path(arguments[name])
-            arguments[name] = path.name if path.is_absolute() else path.as_posix()
+            arguments[name] = without_folder(arguments[name])
     return {
         "class_names": args.classes,
         "image_size": IMAGE_SIZE,

@@ -89,6 +89,7 @@ LAYERS = {
     "Activation": {"activation"},
     "Dropout": {"rate"},
     "Flatten": set(),
+    "Concatenate": {"axis"},
     "Dense": {"units", "activation", "use_bias"},
 }
 CHOICES = {  # for settings that are the same in all of train.py's networks
@@ -748,11 +749,26 @@ def count_weights(layer: keras.Layer, channels: int) -> int:
     return 0
 
 
+def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
+    """Name the layers whose outputs a layer takes: that before it, if it names none.
+
+    Raises:
+        ValueError: if it stands in several places.
+    """
+    if "inbound_nodes" not in layer:
+        return [before]
+    [node] = layer["inbound_nodes"]
+    [tensors] = node["args"]
+    tensors = tensors if isinstance(tensors, list) else [tensors]
+    return [tensor["config"]["keras_history"][0] for tensor in tensors]
+
+
 def build_from_config(config: dict[str, Any], limit: int) -> keras.Model:
-    """Build a sequential network of plain layers from its configuration.
+    """Build a network of plain layers from its configuration.
 
     Keras' own loader takes twice as long, as it builds the network anew with each
-    layer, and would make whatever object the file names.
+    layer, and would make whatever object the file names. Many layers may take the
+    image, but one takes what another puts out: a network could grow without bounds.
 
     Raises:
         ValueError: if it is another kind of network than train.py's, or would have more
@@ -760,19 +776,28 @@ def build_from_config(config: dict[str, Any], limit: int) -> keras.Model:
     """
     import keras
 
-    layers = config["config"]["layers"]
-    if config["class_name"] != "Sequential" or len(layers) > MAX_LAYERS:
-        raise ValueError("its network is not sequential, or too deep")
-    layers = [make_layer(layer["class_name"], layer["config"]) for layer in layers]
-    shape = layers[0].batch_shape
-    if shape != (None, IMAGE_SIZE, IMAGE_SIZE, 1):
-        raise ValueError(f"its input is {shape}, not {IMAGE_SIZE}x{IMAGE_SIZE} gray")
-    for layer in layers[1:]:
-        limit -= count_weights(layer, shape[-1])
+    entries = config["config"]["layers"]
+    if config["class_name"] not in ("Sequential", "Functional"):
+        raise ValueError(f"its network is of kind {config['class_name']}")
+    if len(entries) > MAX_LAYERS:
+        raise ValueError("its network is too deep")
+    layers = [make_layer(entry["class_name"], entry["config"]) for entry in entries]
+    faces = layers[0].output
+    if faces.shape != (None, IMAGE_SIZE, IMAGE_SIZE, 1):
+        size = f"{IMAGE_SIZE}x{IMAGE_SIZE}"
+        raise ValueError(f"its input is {faces.shape}, not {size} gray")
+    outputs = {}
+    for before, layer, entry in zip(layers, layers[1:], entries[1:], strict=False):
+        names = name_inputs(entry, before.name)
+        inputs = [
+            faces if name == layers[0].name else outputs.pop(name) for name in names
+        ]
+        limit -= count_weights(layer, inputs[0].shape[-1])
         if limit < 0:
             raise ValueError("its network has more weights than it can hold")
-        shape = layer.compute_output_shape(shape)
-    return keras.Sequential(layers, name=config["config"]["name"])
+        outputs[layer.name] = layer(inputs if len(inputs) > 1 else inputs[0])
+    [answer] = outputs.values()
+    return keras.Model(faces, answer, name=config["config"]["name"])
 
 
 def are_class_names(names: Any) -> bool:
@@ -825,11 +850,13 @@ def load_model(path: Path) -> tuple[keras.Model, list[str]]:
                 raise ValueError(
                     f"its outputs do not fit its {len(class_names)} classes"
                 )
+            is_sequential = config["class_name"] == "Sequential"
+            scope = f"{model.name}/" if is_sequential else ""  # as Keras names weights
             for layer in model.layers:
-                place = f"model_weights/{layer.name}"
+                place = f"model_weights/{layer.name}/{scope}{layer.name}"
                 layer.set_weights(
                     [
-                        read_array(file, f"{place}/{weight.path}", weight.shape)
+                        read_array(file, f"{place}/{weight.name}", weight.shape)
                         for weight in layer.weights
                     ]
                 )

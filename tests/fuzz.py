@@ -75,11 +75,13 @@ def make_models() -> list[bytes]:
 
     models = []
     with tempfile.TemporaryDirectory() as folder:
-        for filters in ([2], [2, 3]):
+        networks = [
+            train.build_model((48, 48, 1), 2, filters, 2) for filters in ([2], [2, 3])
+        ]
+        for model in networks:
             path = Path(folder, "model.h5")
-            model = train.build_model((48, 48, 1), 2, filters, 2)
             attributes = {"class_names": ["happy", "sad"], "rescale": utils.RESCALE}
-            utils.save_model(train.to_float32(model), path, attributes)
+            utils.save_model(model, path, attributes)
             models.append(path.read_bytes())
     return models
 

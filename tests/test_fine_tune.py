@@ -1,4 +1,4 @@
-"""--fine-tune begins with the weights of a model file, and changes them gently."""
+"""--fine-tune goes on with the network of a model file, and changes it gently."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,6 @@ import train
 import utils
 
 CLASSES = ["angry", "happy", "sad"]
-WIDTHS = ["--filters", "4", "6", "--dense-units", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_figures: None) -> Pat
 def save(model: keras.Model, path: Path) -> None:
     """Write a model file."""
     about = {"class_names": CLASSES, "rescale": utils.RESCALE}
-    utils.save_model(train.to_float32(model), path, about)
+    utils.save_model(model, path, about)
 
 
 def main(folder: Path, name: str, *options: str) -> None:
@@ -43,47 +42,49 @@ def weights(path: Path) -> list[np.ndarray]:
     return utils.load_model(path)[0].get_weights()
 
 
-def test_it_begins_with_the_weights_and_resumed_needs_no_file(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["trained.h5"])
+def test_it_begins_with_the_weights(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = folder / "start.h5"
-    start.write_bytes((folder / "trained.h5").read_bytes())
     # At this rate nothing but batch normalization's statistics moves.
-    options = ["--learning-rate", "1e-9", "--fine-tune", str(start), *WIDTHS]
+    options = ["--learning-rate", "1e-9", "--fine-tune", str(folder / name)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="full"):
         patch.setattr(train, "write_results", Mock(side_effect=OSError("full")))
         main(folder, "tuned.h5", *options)
-    start.unlink()
-    with pytest.raises(SystemExit, match="begun with --fine-tune"):
-        main(folder, "tuned.h5", *options[:2], *WIDTHS, "--resume")
+    with pytest.raises(SystemExit, match=r"h5, not None. Use the same"):
+        main(folder, "tuned.h5", *options[:2], "--resume")
     main(folder, "tuned.h5", *options, "--resume")
     names = [weight.path for weight in utils.load_model(folder / "tuned.h5")[0].weights]
-    pairs = zip(
-        weights(folder / "trained.h5"), weights(folder / "tuned.h5"), strict=True
-    )
+    pairs = zip(weights(folder / name), weights(folder / "tuned.h5"), strict=True)
     moved = [not np.allclose(before, after, atol=1e-6) for before, after in pairs]
     assert moved == ["moving" in name for name in names]
     with h5py.File(folder / "tuned.h5") as file:
-        assert json.loads(file.attrs["arguments"])["fine_tune"] == "start.h5"
+        arguments = json.loads(file.attrs["arguments"])
+    assert (arguments["fine_tune"], arguments["filters"]) == (name, None)
 
 
+@pytest.mark.parametrize("name", ["trained.h5"])
 @pytest.mark.parametrize("classes", [["sad", "angry"], ["sad", "happy", "angry"]])
-def test_other_classes_keep_a_new_last_layer(folder: Path, classes: list[str]) -> None:
-    model = train.build_model((48, 48, 1), len(classes), [4, 6], 5)
-    own = model.get_weights()
-    train.take_weights(model, folder / "trained.h5", classes)
-    expected = weights(folder / "trained.h5")[:-2] + own[-2:]
-    for weight, array in zip(model.get_weights(), expected, strict=True):
+def test_other_classes_get_a_new_last_layer(
+    folder: Path, name: str, classes: list[str]
+) -> None:
+    words = ["--fine-tune", str(folder / name), "--classes", *classes]
+    model = train.make_network(train.parse_args(words))
+    assert model.output_shape == (None, len(classes))
+    before = weights(folder / name)
+    assert not np.array_equal(model.get_weights()[-2], before[-2])
+    for weight, array in zip(model.get_weights()[:-2], before[:-2], strict=True):
         np.testing.assert_array_equal(weight, array)
 
 
-def test_other_widths_are_named(folder: Path) -> None:
-    options = ["--filters", "4", "--fine-tune", str(folder / "trained.h5")]
-    with pytest.raises(
-        SystemExit, match=r"trained\.h5: .* --filters 4 6 --dense-units 5$"
-    ):
-        main(folder, "none.h5", *options)
-    assert not (folder / "none.h5").exists()
+@pytest.mark.parametrize("width", ["--filters", "--dense-units"])
+def test_the_file_tells_the_widths(
+    width: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        train.parse_args(["--fine-tune", "some.h5", width, "8"])
+    assert error.value.code == 2
+    assert "its model file tells --filters, --dense-units" in capsys.readouterr().err
 
 
 def test_without_a_model_file_nothing_is_thrown_away(folder: Path) -> None:
@@ -101,13 +102,13 @@ def test_a_network_of_another_kind(folder: Path) -> None:
         [keras.Input((48, 48, 1)), layers.Flatten(), layers.Dense(3, "softmax")]
     )
     save(model, folder / "dense.h5")
-    with pytest.raises(SystemExit, match=r"dense\.h5: another network"):
+    with pytest.raises(SystemExit, match=r"dense\.h5: it does not end in train\.py's"):
         main(folder, "none.h5", "--fine-tune", str(folder / "dense.h5"))
 
 
-def test_it_is_gentle_and_mixes_nothing_unless_it_is_long() -> None:
-    words = ["--precision", "float32"]
-    args = train.parse_args([*words, "--fine-tune", "some.h5"])
+def test_it_is_gentle_and_mixes_nothing_unless_it_is_long(folder: Path) -> None:
+    words = ["--precision", "float32", "--classes", *CLASSES]
+    args = train.parse_args([*words, "--fine-tune", str(folder / "trained.h5")])
     full = train.regularize(10**9)
     assert args.epochs == 10
     assert train.choose_strength(args, images=42_499) == full | {"mixup": 0}

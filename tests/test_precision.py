@@ -136,9 +136,8 @@ def test_files_are_plain_float32(tree: Path, precision: str) -> None:
 
 
 def test_to_float32_predicts_the_same() -> None:
-    keras.config.set_dtype_policy("mixed_bfloat16")
     model = train.build_model((48, 48, 1), 3, [4, 8], 5)
-    keras.config.set_dtype_policy("float32")
+    model = train.to_training(model, "mixed_bfloat16", dropout=0.5, momentum=0.9)
     assert model.layers[1].compute_dtype == "bfloat16"
     assert model.layers[-1].compute_dtype == "float32"
     faces = np.random.default_rng(1).random((64, 48, 48, 1), np.float32)

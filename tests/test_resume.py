@@ -142,9 +142,9 @@ def test_an_edited_network_is_named(
     build = train.build_model
 
     def wider(
-        shape: tuple, classes: int, filters: list, dense_units: int, **options: float
-    ) -> object:
-        return build(shape, classes, filters, dense_units + 1, **options)
+        shape: tuple, classes: int, filters: list, dense_units: int
+    ) -> keras.Model:
+        return build(shape, classes, filters, dense_units + 1)
 
     monkeypatch.setattr(train, "build_model", wider)
     with pytest.raises(SystemExit, match="another network"):
@@ -156,8 +156,8 @@ def test_a_network_that_could_not_be_loaded_is_not_trained(
 ) -> None:
     build = train.build_model
 
-    def edited(*arguments: object, **options: float) -> keras.Model:
-        model = build(*arguments, **options)
+    def edited(*arguments: object) -> keras.Model:
+        model = build(*arguments)
         layers = [*model.layers[:-1], keras.layers.GaussianNoise(0.1), model.layers[-1]]
         return keras.Sequential([keras.Input((48, 48, 1)), *layers])
 
