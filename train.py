@@ -133,6 +133,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=["auto", *PRECISIONS], default="auto", help=text)
     text = "model file whose network to go on with, in place of a new one"
     add("--fine-tune", metavar="MODEL", help=text)
+    text = (
+        "model files, of the same --validation-split, to join: the mean of all answers"
+    )
+    add("--ensemble", metavar="MODEL", nargs="+", default=[], help=text)
     group = parser.add_mutually_exclusive_group()
     text = "go on with the unfinished training of this model path"
     group.add_argument("--resume", action="store_true", help=text)
@@ -153,6 +157,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if (args.filters, args.dense_units) != (FILTERS, DENSE_UNITS):
             parser.error("--fine-tune: its model file tells --filters, --dense-units")
         args.filters = args.dense_units = None
+    if args.model_path.resolve() in [Path(path).resolve() for path in args.ensemble]:
+        parser.error(f"--ensemble: {args.model_path} would be replaced: --model-path")
     return args
 
 
@@ -450,6 +456,20 @@ def make_network(args: argparse.Namespace) -> keras.Model:
     return keras.Model(model.inputs[0], answer(len(args.classes))(features))
 
 
+def load_member(path: str, class_names: list[str]) -> keras.Model:
+    """Load the network of a model file, to join it with another.
+
+    Raises:
+        UserError: if the file cannot be loaded, or tells other classes apart.
+    """
+    model, names = load_network(path)
+    if names != class_names:
+        raise UserError(
+            f"{path}: tells {', '.join(names)} apart, not {', '.join(class_names)}"
+        )
+    return model
+
+
 def copy_network(
     model: keras.Model,
     change: Callable[[keras.Layer], keras.Layer],
@@ -496,6 +516,31 @@ def to_float32(model: keras.Model) -> keras.Model:
         return kind.from_config(layer.get_config() | {"dtype": "float32"})
 
     return copy_network(model, plain)
+
+
+def join(networks: Sequence[keras.Model]) -> keras.Model:
+    """Put networks side by side into one: the mean of what they say (an ensemble).
+
+    They share the last layer, so that the mean is that of their logits: the geometric
+    one of their probabilities, as of a prediction's views.
+    """
+    faces, features = keras.Input(networks[0].input_shape[1:]), []
+    for number, network in enumerate(networks, 1):
+
+        def renamed(layer: keras.Layer, number: int = number) -> keras.Layer:
+            name = f"{layer.name}_{number}"
+            return type(layer).from_config(layer.get_config() | {"name": name})
+
+        before_last = keras.Model(network.inputs[0], network.layers[-1].input)
+        features.append(copy_network(before_last, renamed, faces).output)
+    kernels, biases = zip(
+        *(network.layers[-1].get_weights() for network in networks), strict=True
+    )
+    last = answer(biases[0].size)
+    side_by_side = keras.layers.Concatenate(name="networks")(features)
+    joined = keras.Model(faces, last(side_by_side), name="face_classifier")
+    last.set_weights([np.concatenate(kernels) / len(networks), np.mean(biases, axis=0)])
+    return joined
 
 
 def compile_model(
@@ -643,7 +688,7 @@ def describe_settings(
     args: argparse.Namespace, train: pd.DataFrame, watched: pd.DataFrame
 ) -> dict[str, Any]:
     """Collect what a resumed run must have in common with the one that began."""
-    apart = "data_dir", "model_path", "resume", "restart"
+    apart = "data_dir", "model_path", "resume", "restart", "ensemble"
     digest = hashlib.blake2b(digest_size=8)
     for part in (train, watched):
         digest.update(part.emotion.cat.codes.to_numpy())
@@ -797,6 +842,7 @@ def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> di
     for name in ("data_dir", "model_path", "fine_tune"):
         if arguments[name] is not None:
             arguments[name] = without_folder(arguments[name])
+    arguments["ensemble"] = [without_folder(path) for path in args.ensemble]
     return {
         "class_names": args.classes,
         "image_size": IMAGE_SIZE,
@@ -1075,8 +1121,11 @@ def run(args: argparse.Namespace) -> None:
     if args.precision == "auto":
         args.precision = choose_precision()
     check_checkpoint(args)
+    members = [load_member(path, args.classes) for path in args.ensemble]
     parts, watched = index_data(args)
     model, history = fit(parts["train"], parts[watched], args)
+    if members:
+        model = join([model, *members])
     try:
         metrics, names = write_results(model, history, parts, watched, args)
     except OSError as error:

@@ -78,7 +78,7 @@ def make_models() -> list[bytes]:
         networks = [
             train.build_model((48, 48, 1), 2, filters, 2) for filters in ([2], [2, 3])
         ]
-        for model in networks:
+        for model in (*networks, train.join(networks)):
             path = Path(folder, "model.h5")
             attributes = {"class_names": ["happy", "sad"], "rescale": utils.RESCALE}
             utils.save_model(model, path, attributes)

@@ -21,7 +21,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_figures: None) -> Pat
     """Return a folder with faces/ and a network that tells them apart, trained.h5."""
     folder = tmp_path_factory.mktemp("fine_tune")
     make_tree(folder / "faces", CLASSES)
-    save(train.build_model((48, 48, 1), 3, [4, 6], 5), folder / "trained.h5")
+    networks = [
+        train.build_model((48, 48, 1), 3, widths, 5) for widths in ([4, 6], [8])
+    ]
+    save(networks[0], folder / "trained.h5")
+    save(train.join(networks), folder / "joined.h5")
     return folder
 
 
@@ -42,7 +46,7 @@ def weights(path: Path) -> list[np.ndarray]:
     return utils.load_model(path)[0].get_weights()
 
 
-@pytest.mark.parametrize("name", ["trained.h5"])
+@pytest.mark.parametrize("name", ["trained.h5", "joined.h5"])
 def test_it_begins_with_the_weights(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +67,7 @@ def test_it_begins_with_the_weights(
     assert (arguments["fine_tune"], arguments["filters"]) == (name, None)
 
 
-@pytest.mark.parametrize("name", ["trained.h5"])
+@pytest.mark.parametrize("name", ["trained.h5", "joined.h5"])
 @pytest.mark.parametrize("classes", [["sad", "angry"], ["sad", "happy", "angry"]])
 def test_other_classes_get_a_new_last_layer(
     folder: Path, name: str, classes: list[str]
