@@ -227,30 +227,36 @@ def grad_cam(model: Any, pixels: np.ndarray, class_index: int) -> np.ndarray:
     differ from place to place (HiResCAM, Draelos & Carin 2020).
 
     Returns:
-        A map in [0, 1], of the last activation layer with at least six places a side.
+        A map in [0, 1], of the last activation layer with at least six places a side;
+        of several networks side by side, the sum of theirs.
     """
     import keras
     import tensorflow as tf
 
-    last = max(
-        i
-        for i, layer in enumerate(model.layers)
+    layers = [
+        layer
+        for layer in model.layers
         if isinstance(layer, keras.layers.Activation | keras.layers.ReLU)
         and len(layer.output.shape) == 4
         and layer.output.shape[1] >= 6
-    )
-    features = utils.to_input(pixels[np.newaxis])
-    for layer in model.layers[: last + 1]:
-        features = layer(features)
+    ]
+    befores = [
+        keras.Model(model.inputs[0], layer.output).layers[:-1] for layer in layers
+    ]
+    last = [layer for layer in layers if all(layer not in them for them in befores)]
+    outputs = [*(layer.output for layer in last), model.layers[-1].input]
+    faces = tf.constant(utils.to_input(pixels[np.newaxis]))
     with tf.GradientTape() as tape:
-        tape.watch(features)
-        outputs = features
-        for layer in model.layers[last + 1 : -1]:
-            outputs = layer(outputs)
+        tape.watch(faces)
+        *maps, features = keras.Model(model.inputs[0], outputs)(faces, training=False)
         # The score before softmax, which hides what speaks for a class that is sure.
-        score = (outputs @ model.layers[-1].kernel)[0, class_index]
-    gradients = tape.gradient(score, features)
-    heat = np.maximum(tf.reduce_sum(gradients * features, axis=-1)[0], 0)
+        score = (features @ model.layers[-1].kernel)[0, class_index]
+    size, heat = max(found.shape[1] for found in maps), 0
+    for found, gradients in zip(maps, tape.gradient(score, maps), strict=True):
+        speaks = tf.reduce_sum(gradients * found, axis=-1, keepdims=True)
+        speaks *= (found.shape[1] / size) ** 2  # so that resizing keeps its sum
+        heat += tf.image.resize(speaks, (size, size))[0, ..., 0].numpy()
+    heat = np.maximum(heat, 0)
     return heat / max(heat.max(), np.finfo(float).tiny)
 
 
