@@ -155,10 +155,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if args.fine_tune:
         if (args.filters, args.dense_units) != (FILTERS, DENSE_UNITS):
-            parser.error("--fine-tune: its model file tells --filters, --dense-units")
+            parser.error(
+                "--fine-tune goes on with the network that its model file holds: leave "
+                "--filters and --dense-units out"
+            )
         args.filters = args.dense_units = None
     if args.model_path.resolve() in [Path(path).resolve() for path in args.ensemble]:
-        parser.error(f"--ensemble: {args.model_path} would be replaced: --model-path")
+        parser.error(
+            f"--ensemble: {args.model_path} is what this training will replace; name "
+            "another --model-path"
+        )
     return args
 
 

@@ -119,7 +119,10 @@ def test_no_network_is_joined_twice_by_a_resumed_run(
     with pytest.raises(SystemExit) as error:
         main(folder, "first.h5", "--ensemble", str(folder / "faces/../first.h5"))
     assert error.value.code == 2
-    assert "first.h5 would be replaced: --model-path" in capsys.readouterr().err
+    assert (
+        "first.h5 is what this training will replace; name another"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_the_file_tells_the_widths(
     with pytest.raises(SystemExit) as error:
         train.parse_args(["--fine-tune", "some.h5", width, "8"])
     assert error.value.code == 2
-    assert "its model file tells --filters, --dense-units" in capsys.readouterr().err
+    assert "leave --filters and --dense-units out" in capsys.readouterr().err
 
 
 def test_without_a_model_file_nothing_is_thrown_away(folder: Path) -> None:
