@@ -240,10 +240,10 @@ def grad_cam(model: Any, pixels: np.ndarray, class_index: int) -> np.ndarray:
         and len(layer.output.shape) == 4
         and layer.output.shape[1] >= 6
     ]
-    befores = [
+    ancestors = [
         keras.Model(model.inputs[0], layer.output).layers[:-1] for layer in layers
     ]
-    last = [layer for layer in layers if all(layer not in them for them in befores)]
+    last = [layer for layer in layers if all(layer not in them for them in ancestors)]
     outputs = [*(layer.output for layer in last), model.layers[-1].input]
     faces = tf.constant(utils.to_input(pixels[np.newaxis]))
     with tf.GradientTape() as tape:

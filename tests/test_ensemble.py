@@ -47,7 +47,8 @@ def test_the_answer_is_the_mean(tmp_path: Path) -> None:
     expected = mean(*answers)
     np.testing.assert_allclose(joined.predict_on_batch(FACES), expected, atol=1e-5)
     path = save(joined, tmp_path / "joined.h5")
-    loaded, by_keras = utils.load_model(path)[0], keras.saving.load_model(path, None, 0)
+    loaded, _ = utils.load_model(path)
+    by_keras = keras.saving.load_model(path, compile=False)
     for model in (loaded, by_keras):
         np.testing.assert_allclose(model.predict_on_batch(FACES), expected, atol=1e-5)
     twice = train.join([loaded, models[0]]).predict_on_batch(FACES)
@@ -126,23 +127,38 @@ def test_no_network_is_joined_twice_by_a_resumed_run(
 
 
 @pytest.mark.parametrize(
-    ("layer", "inputs"),
+    ("layer", "inputs", "reason"),
     [
-        ("networks", ["dropout_1", "dropout_1"]),  # doubling, many times, fills memory
-        ("networks", ["activation_1", "none"]),
-        ("networks", ["probabilities"]),
-        ("probabilities", []),
+        ("networks", "first second", None),  # as it was
+        (
+            "networks",
+            "first first",
+            "first",
+        ),  # doubled again and again, it fills memory
+        ("networks", "first none", "none"),
+        ("networks", "probabilities", "probabilities"),
+        ("probabilities", "first", "first"),
+        ("probabilities", "", "list index out of range"),
     ],
 )
 def test_files_with_other_joints_are_refused(
-    tmp_path: Path, layer: str, inputs: list[str]
+    tmp_path: Path, layer: str, inputs: str, reason: str | None
 ) -> None:
     path = save(train.join([network(1, 4), network(2, 4)]), tmp_path / "joined.h5")
     with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["model_config"])
-        [entry] = [x for x in config["config"]["layers"] if x["name"] == layer]
-        tensors = [{"config": {"keras_history": [name, 0, 0]}} for name in inputs]
-        entry["inbound_nodes"] = [{"args": [tensors], "kwargs": {}}]
+        entries = {entry["name"]: entry for entry in config["config"]["layers"]}
+        joint = utils.name_inputs(entries["networks"], "")
+        names = dict(zip(("first", "second"), joint, strict=True))
+        tensors = [
+            {"config": {"keras_history": [names.get(name, name), 0, 0]}}
+            for name in inputs.split()
+        ]
+        entries[layer]["inbound_nodes"] = [{"args": [tensors], "kwargs": {}}]
         file.attrs["model_config"] = json.dumps(config)
-    with pytest.raises(utils.UserError, match="not a model file that train"):
+    if reason is None:
         utils.load_model(path)
+        return
+    with pytest.raises(utils.UserError) as error:
+        utils.load_model(path)
+    assert names.get(reason, reason) in str(error.value)
