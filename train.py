@@ -34,7 +34,7 @@ import seaborn as sns
 from filelock import FileLock, Timeout
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import softmax
 
 import utils
 from utils import IMAGE_SIZE, RESCALE, WORKERS, UserError, printable
@@ -863,6 +863,15 @@ def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> di
     }
 
 
+def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean squared distance of probabilities from the truth, in [0, 2].
+
+    Brier 1950. Probabilities have shape (n, num_classes), class indices (n,).
+    """
+    truth = np.eye(probabilities.shape[1])[labels]
+    return ((probabilities - truth) ** 2).sum(axis=1).mean()
+
+
 def calibrate(model: keras.Model, validation: pd.DataFrame) -> float:
     """Divide the last layer's weights by the temperature that fits images best.
 
@@ -870,20 +879,21 @@ def calibrate(model: keras.Model, validation: pd.DataFrame) -> float:
     answer comes first (Guo et al. 2017). It is fitted on the mean of all views.
 
     Returns:
-        The temperature: that of the smallest cross-entropy.
+        The temperature: that of the smallest Brier score. That of cross-entropy, which
+        looks most at the surest answers, leaves the others too sure: label smoothing
+        has kept the surest from being as sure as they could.
     """
     probabilities = utils.predict_index(model, validation)
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     labels = validation.emotion.cat.codes.to_numpy()
 
-    def cross_entropy(temperature: float) -> float:
-        likelihoods = log_softmax(logs / temperature, axis=1)
-        return -likelihoods[np.arange(len(labels)), labels].mean()
+    def error(temperature: float) -> float:
+        return brier_score(softmax(logs / temperature, axis=1), labels)
 
-    result = minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded")
+    temperature = minimize_scalar(error, bounds=(0.1, 10), method="bounded").x
     layer = model.layers[-1]
-    layer.set_weights([weights / result.x for weights in layer.get_weights()])
-    return float(result.x)
+    layer.set_weights([weights / temperature for weights in layer.get_weights()])
+    return float(temperature)
 
 
 def plot_learning_curves(history: pd.DataFrame, watched: str) -> plt.Figure:

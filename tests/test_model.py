@@ -334,8 +334,10 @@ def test_a_temperature_is_folded_in(model: keras.Model, tree: Path) -> None:
     )
     labels = index.emotion.cat.codes.to_numpy()
 
-    def cross_entropy(probabilities: np.ndarray) -> float:
-        return -np.log(probabilities[np.arange(12), labels]).mean()
+    def brier_score(probabilities: np.ndarray) -> float:
+        answers = zip(probabilities, labels, strict=True)
+        errors = [p - (k == label) for row, label in answers for k, p in enumerate(row)]
+        return sum(error**2 for error in errors) / 12
 
     def tempered(temperature: float) -> np.ndarray:
         values = before.astype(float) ** (1 / temperature)
@@ -344,9 +346,10 @@ def test_a_temperature_is_folded_in(model: keras.Model, tree: Path) -> None:
     temperature = train.calibrate(model, index)
     after = utils.predict_index(model, index)
     np.testing.assert_allclose(after, tempered(temperature), rtol=1e-3, atol=1e-5)
-    assert cross_entropy(after) < cross_entropy(before)
+    assert train.brier_score(after, labels) == pytest.approx(brier_score(after))
+    assert brier_score(after) < brier_score(before)
     for other in (0.9 * temperature, 1.1 * temperature):
-        assert cross_entropy(after) < cross_entropy(tempered(other))
+        assert brier_score(after) < brier_score(tempered(other))
     for new, old in zip(last.get_weights(), weights, strict=True):
         np.testing.assert_allclose(new, old / temperature, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Measure a model on its own validation part: which views help, what light does.
+"""Measure a model on its own validation part: views, light, calibration.
 
     python train.py --validation-split 0.1 --model-path models/trial/trial.h5
     python tests/validation.py models/trial/trial.h5   # 3 minutes; needs data/train
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -51,12 +53,37 @@ def read_validation(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return faces, part.emotion.cat.codes.to_numpy()
 
 
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative log-probability of the right answers."""
+    likelihoods = probabilities[np.arange(len(labels)), labels]
+    return -np.log(np.maximum(likelihoods, 1e-30)).mean()
+
+
 def describe(name: str, probabilities: np.ndarray, labels: np.ndarray) -> None:
     """Print accuracy and cross-entropy."""
     accuracy = (probabilities.argmax(axis=1) == labels).mean()
-    likelihoods = probabilities[np.arange(len(labels)), labels]
-    cross_entropy = -np.log(np.maximum(likelihoods, 1e-30)).mean()
-    print(f"{name:32} {utils.percent(accuracy):>8} {cross_entropy:13.3f}", flush=True)
+    loss = cross_entropy(probabilities, labels)
+    print(f"{name:32} {utils.percent(accuracy):>8} {loss:13.3f}", flush=True)
+
+
+def describe_calibration(probabilities: np.ndarray, labels: np.ndarray) -> None:
+    """Print what the temperatures that two scores choose make of probabilities."""
+    print(f"\n{'calibration':24} temperature cross-entropy error too sure by")
+    logs = np.log(np.maximum(probabilities, 1e-30))
+    for score in (cross_entropy, train.brier_score):
+        best = minimize_scalar(
+            lambda t, score=score: score(softmax(logs / t, axis=1), labels),
+            bounds=(0.1, 10),
+            method="bounded",
+        )
+        calibrated = softmax(logs / best.x, axis=1)
+        sure, right = calibrated.max(axis=1), calibrated.argmax(axis=1) == labels
+        error = utils.calibration_metrics(sure, right)["calibration_error"]
+        print(
+            f"smallest {score.__name__.replace('_', ' '):15} {best.x:11.3f} "
+            f"{cross_entropy(calibrated, labels):13.3f} {error:5.3f} "
+            f"{utils.percent(sure.mean() - right.mean()):>11}"
+        )
 
 
 def main() -> None:
@@ -71,6 +98,7 @@ def main() -> None:
         parts = np.array_split(faces, max(1, len(faces) // 256))
         return np.concatenate([utils.predict_faces(model, p, all_views) for p in parts])
 
+    usual = predict(faces, all_views=True)
     print(f"{len(faces)} validation images      accuracy cross-entropy\n\nviews")
     describe("one", predict(faces, all_views=False), labels)
     for name, scales in VIEWS.items():
@@ -79,6 +107,7 @@ def main() -> None:
     print("\nlight, one view")
     for name, change in LIGHT.items():
         describe(name, predict(change(faces), all_views=False), labels)
+    describe_calibration(usual, labels)
 
 
 if __name__ == "__main__":
