@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -634,13 +635,29 @@ def replacing(path: Path) -> Iterator[Path]:
 def save_model(model: keras.Model, path: Path, attributes: dict[str, Any]) -> None:
     """Write a model with its attributes, without optimizer state.
 
+    Kernels are rounded to float16, which halves the file; Keras loads them as float32.
+
     Raises:
         OSError: if the disk is full, say.
     """
+    import h5py
+
     # HDF5 ends in a heap of errors on a full disk: find out before whether all fits.
     path.write_bytes(os.urandom(4 * model.count_params() + MAX_ATTRIBUTE))
     logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
     model.save(path, include_optimizer=False)
+    whole = io.BytesIO(path.read_bytes())
+    with h5py.File(whole) as source, h5py.File(path, "w") as target:
+
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group):
+                target.create_group(name).attrs.update(item.attrs)
+            else:
+                dtype = np.float16 if name.endswith("/kernel") else item.dtype
+                target[name] = item[...].astype(dtype)
+
+        source.visititems(copy)
+        target.attrs.update(source.attrs)
     write_attributes(path, attributes)
 
 
@@ -675,7 +692,7 @@ def read_attribute(file: h5py.File, name: str) -> Any:
 
 
 def read_array(group: h5py.Group, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an array of float32 that stands in the file itself, as it is.
+    """Read an array of float32 or float16 that stands in the file itself, as it is.
 
     Raises:
         ValueError: if there is something else: a link out of the file, a dataset that
@@ -689,8 +706,9 @@ def read_array(group: h5py.Group, path: str, shape: tuple[int, ...]) -> np.ndarr
         if not is_group or type(item.get(name, getlink=True)) is not h5py.HardLink:
             raise ValueError(f"{path} is not in it, or a link to something else")
         item = item[name]
-    if not isinstance(item, h5py.Dataset) or item.dtype != np.float32:
-        raise ValueError(f"its {path} is no array of float32")
+    floats = np.float16, np.float32
+    if not isinstance(item, h5py.Dataset) or item.dtype not in floats:
+        raise ValueError(f"its {path} is no array of float32 or float16")
     if item.shape != shape:
         raise ValueError(f"its {path} has shape {item.shape}, not {shape}")
     properties = item.id.get_create_plist()
@@ -845,7 +863,7 @@ def load_model(path: Path) -> tuple[keras.Model, list[str]]:
                 raise ValueError("it was trained on other pixels than gray in [0, 1]")
             if not are_class_names(class_names):
                 raise ValueError(f"its class names are {class_names}")
-            model = build_from_config(config, limit=size // 4)
+            model = build_from_config(config, limit=size // 2)
             if model.output_shape != (None, len(class_names)):
                 raise ValueError(
                     f"its outputs do not fit its {len(class_names)} classes"
