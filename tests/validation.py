@@ -70,7 +70,8 @@ def describe_calibration(probabilities: np.ndarray, labels: np.ndarray) -> None:
     """Print what the temperatures that two scores choose make of probabilities."""
     print(f"\n{'calibration':24} temperature cross-entropy error too sure by")
     logs = np.log(np.maximum(probabilities, 1e-30))
-    for score in (cross_entropy, train.brier_score):
+    scores = {"cross-entropy": cross_entropy, "Brier score": train.brier_score}
+    for name, score in scores.items():
         best = minimize_scalar(
             lambda t, score=score: score(softmax(logs / t, axis=1), labels),
             bounds=(0.1, 10),
@@ -80,7 +81,7 @@ def describe_calibration(probabilities: np.ndarray, labels: np.ndarray) -> None:
         sure, right = calibrated.max(axis=1), calibrated.argmax(axis=1) == labels
         error = utils.calibration_metrics(sure, right)["calibration_error"]
         print(
-            f"smallest {score.__name__.replace('_', ' '):15} {best.x:11.3f} "
+            f"smallest {name:15} {best.x:11.3f} "
             f"{cross_entropy(calibrated, labels):13.3f} {error:5.3f} "
             f"{utils.percent(sure.mean() - right.mean()):>11}"
         )
