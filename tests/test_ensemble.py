@@ -49,8 +49,9 @@ def test_the_answer_is_the_mean(tmp_path: Path) -> None:
     path = save(joined, tmp_path / "joined.h5")
     loaded, _ = utils.load_model(path)
     by_keras = keras.saving.load_model(path, compile=False)
-    for model in (loaded, by_keras):  # kernels are rounded in the file
-        np.testing.assert_allclose(model.predict_on_batch(FACES), expected, atol=5e-3)
+    answer = loaded.predict_on_batch(FACES)  # of kernels that are rounded in the file
+    np.testing.assert_allclose(answer, expected, atol=2e-3)
+    np.testing.assert_allclose(by_keras.predict_on_batch(FACES), answer, atol=1e-5)
     twice = train.join([joined, models[0]]).predict_on_batch(FACES)
     np.testing.assert_allclose(twice, mean(expected, answers[0]), atol=1e-5)
 
@@ -104,7 +105,7 @@ def test_the_whole_is_calibrated(folder: Path) -> None:
         for name in ("first.h5", "calibrated.h5")
     ]
     assert whole.shape == (4 + 5, 3)
-    np.testing.assert_allclose(whole[4:], first / 2 / temperature, rtol=2e-3)
+    np.testing.assert_allclose(whole[4:], first / 2 / temperature, rtol=1e-3)
 
 
 def test_a_network_of_other_classes(folder: Path) -> None:
@@ -130,11 +131,8 @@ def test_no_network_is_joined_twice_by_a_resumed_run(
     ("layer", "inputs", "reason"),
     [
         ("networks", "first second", None),  # as it was
-        (
-            "networks",
-            "first first",
-            "first",
-        ),  # doubled again and again, it fills memory
+        # What is doubled again and again fills memory.
+        ("networks", "first first", "first"),
         ("networks", "first none", "none"),
         ("networks", "probabilities", "probabilities"),
         ("probabilities", "first", "first"),
