@@ -872,28 +872,45 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return ((probabilities - truth) ** 2).sum(axis=1).mean()
 
 
+def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Make probabilities, shape (n, num_classes), less sure; or surer, below 1.
+
+    None changes which answer comes first (Guo et al. 2017).
+    """
+    logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return softmax(logs / temperature, axis=1)
+
+
+def fit_temperature(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    score: Callable[[np.ndarray, np.ndarray], float] = brier_score,
+) -> float:
+    """Return the temperature, in [0.1, 10], that makes a score smallest.
+
+    Cross-entropy looks most at the surest answers, and leaves the others too sure:
+    label smoothing has kept the surest from being as sure as they could.
+    """
+
+    def error(temperature: float) -> float:
+        return score(temper(probabilities, temperature), labels)
+
+    return float(minimize_scalar(error, bounds=(0.1, 10), method="bounded").x)
+
+
 def calibrate(model: keras.Model, validation: pd.DataFrame) -> float:
     """Divide the last layer's weights by the temperature that fits images best.
 
-    A temperature above 1 makes answers less sure, below 1 surer; none changes which
-    answer comes first (Guo et al. 2017). It is fitted on the mean of all views.
+    It is fitted on the mean of all views.
 
     Returns:
-        The temperature: that of the smallest Brier score. That of cross-entropy, which
-        looks most at the surest answers, leaves the others too sure: label smoothing
-        has kept the surest from being as sure as they could.
+        The temperature.
     """
-    probabilities = utils.predict_index(model, validation)
-    logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     labels = validation.emotion.cat.codes.to_numpy()
-
-    def error(temperature: float) -> float:
-        return brier_score(softmax(logs / temperature, axis=1), labels)
-
-    temperature = minimize_scalar(error, bounds=(0.1, 10), method="bounded").x
+    temperature = fit_temperature(utils.predict_index(model, validation), labels)
     layer = model.layers[-1]
     layer.set_weights([weights / temperature for weights in layer.get_weights()])
-    return float(temperature)
+    return temperature
 
 
 def plot_learning_curves(history: pd.DataFrame, watched: str) -> plt.Figure:

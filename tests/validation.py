@@ -2,8 +2,10 @@
 
     python train.py --validation-split 0.1 --model-path models/trial/trial.h5
     python tests/validation.py models/trial/trial.h5   # 3 minutes; needs data/train
+    python tests/validation.py models/trial/trial.h5 --against models/other.h5
 
 The part is cut from data/train as it was in training, by what the model file tells.
+Differences from another model have their standard errors, image by image.
 """
 
 import argparse
@@ -11,9 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -40,74 +41,130 @@ LIGHT = {
 }
 
 
-def read_validation(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the faces, (n, 48, 48, 1), and the class indices of the part."""
-    import h5py
-
+def read_attributes(path: Path) -> tuple[list[str], float]:
+    """Return class names and validation split of a model file."""
     with h5py.File(path) as file:
         arguments = json.loads(file.attrs["arguments"])
-        names = json.loads(file.attrs["class_names"])
-    index, _ = utils.index_folder(ROOT / "data" / "train", names)
-    _, part = train.split_validation(index, arguments["validation_split"])
+        return json.loads(file.attrs["class_names"]), arguments["validation_split"]
+
+
+def read_validation(
+    class_names: list[str], fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the faces, (n, 48, 48, 1), and the class indices of the part."""
+    index, _ = utils.index_folder(ROOT / "data" / "train", class_names)
+    _, part = train.split_validation(index, fraction)
     faces = np.stack([utils.read_face(path) for path in part.path])
     return faces, part.emotion.cat.codes.to_numpy()
 
 
+def predict(model: train.keras.Model, faces: np.ndarray, all_views: bool) -> np.ndarray:
+    """Return class probabilities, (n, num_classes), a few hundred faces at a time."""
+    parts = np.array_split(faces, max(1, len(faces) // 256))
+    return np.concatenate([utils.predict_faces(model, p, all_views) for p in parts])
+
+
+def surprises(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the negative log-probability of each right answer, (n,)."""
+    likelihoods = probabilities[np.arange(len(labels)), labels]
+    return -np.log(np.maximum(likelihoods, 1e-30))
+
+
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean negative log-probability of the right answers."""
-    likelihoods = probabilities[np.arange(len(labels)), labels]
-    return -np.log(np.maximum(likelihoods, 1e-30)).mean()
+    return surprises(probabilities, labels).mean()
+
+
+def best_tempered(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return probabilities at the temperature of their smallest cross-entropy."""
+    best = train.fit_temperature(probabilities, labels, cross_entropy)
+    return train.temper(probabilities, best)
 
 
 def describe(name: str, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Print accuracy and cross-entropy."""
-    accuracy = (probabilities.argmax(axis=1) == labels).mean()
-    loss = cross_entropy(probabilities, labels)
-    print(f"{name:32} {utils.percent(accuracy):>8} {loss:13.3f}", flush=True)
+    """Print accuracy, macro recall, and cross-entropy, as it is and at its best."""
+    metrics = utils.classification_metrics(labels, probabilities)
+    accuracy, recall = metrics["accuracy"], metrics["macro_recall"]
+    best = cross_entropy(best_tempered(probabilities, labels), labels)
+    print(
+        f"{name:32} {utils.percent(accuracy):>8} {utils.percent(recall):>12} "
+        f"{cross_entropy(probabilities, labels):13.3f} {best:7.3f}",
+        flush=True,
+    )
 
 
 def describe_calibration(probabilities: np.ndarray, labels: np.ndarray) -> None:
     """Print what the temperatures that two scores choose make of probabilities."""
     print(f"\n{'calibration':24} temperature cross-entropy error too sure by")
-    logs = np.log(np.maximum(probabilities, 1e-30))
     scores = {"cross-entropy": cross_entropy, "Brier score": train.brier_score}
     for name, score in scores.items():
-        best = minimize_scalar(
-            lambda t, score=score: score(softmax(logs / t, axis=1), labels),
-            bounds=(0.1, 10),
-            method="bounded",
-        )
-        calibrated = softmax(logs / best.x, axis=1)
+        best = train.fit_temperature(probabilities, labels, score)
+        calibrated = train.temper(probabilities, best)
         sure, right = calibrated.max(axis=1), calibrated.argmax(axis=1) == labels
         error = utils.calibration_metrics(sure, right)["calibration_error"]
         print(
-            f"smallest {name:15} {best.x:11.3f} "
+            f"smallest {name:15} {best:11.3f} "
             f"{cross_entropy(calibrated, labels):13.3f} {error:5.3f} "
             f"{utils.percent(sure.mean() - right.mean()):>11}"
         )
+
+
+def compare(
+    new: np.ndarray, old: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compare two models' probabilities, (n, num_classes), image by image.
+
+    Returns:
+        Differences in accuracy and in cross-entropy at its best temperature; and their
+        standard errors.
+    """
+    scores = [
+        (p.argmax(axis=1) == labels, surprises(best_tempered(p, labels), labels))
+        for p in (new, old)
+    ]
+    changes = np.subtract(*np.array(scores, float))
+    return changes.mean(axis=1), changes.std(axis=1, ddof=1) / len(labels) ** 0.5
+
+
+def describe_changes(name: str, changes: np.ndarray, errors: np.ndarray) -> None:
+    """Print what compare returned, and the sum of both in standard errors."""
+    (accuracy, loss), (spread, loss_spread) = changes, errors
+    together = accuracy / spread - loss / loss_spread
+    print(
+        f"{name:16} {100 * accuracy:+8.2f} ± {100 * spread:.2f} % "
+        f"{loss:+.4f} ± {loss_spread:.4f} {together:+9.2f}"
+    )
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path, help="trained with --validation-split")
-    path = parser.parse_args().model
-    model, _ = utils.load_model(path)
-    faces, labels = read_validation(path)
-
-    def predict(faces: np.ndarray, all_views: bool) -> np.ndarray:
-        parts = np.array_split(faces, max(1, len(faces) // 256))
-        return np.concatenate([utils.predict_faces(model, p, all_views) for p in parts])
-
-    usual = predict(faces, all_views=True)
-    print(f"{len(faces)} validation images      accuracy cross-entropy\n\nviews")
-    describe("one", predict(faces, all_views=False), labels)
+    text = "model file to compare it with, which held the same images out"
+    parser.add_argument("--against", type=Path, metavar="MODEL", help=text)
+    args = parser.parse_args()
+    model, _ = utils.load_model(args.model)
+    held_out = read_attributes(args.model)
+    if args.against and read_attributes(args.against) != held_out:
+        sys.exit(f"{args.against}: other classes, or another --validation-split")
+    faces, labels = read_validation(*held_out)
+    one, usual = (predict(model, faces, all_views) for all_views in (False, True))
+    if args.against:
+        other, _ = utils.load_model(args.against)
+        print(f"against {args.against}\n{'':26} accuracy  cross-entropy  together")
+        for name, new in {"one view": one, "six views": usual}.items():
+            old = predict(other, faces, all_views=new is usual)
+            describe_changes(name, *compare(new, old, labels))
+        print()
+    heads = f"{'accuracy':>8} {'macro recall':>12} {'cross-entropy':>13} {'at best':>7}"
+    print(f"{f'{len(faces)} validation images':32} {heads}\n\nviews")
+    describe("one", one, labels)
     for name, scales in VIEWS.items():
         utils.SCALES = scales
-        describe(name, predict(faces, all_views=True), labels)
+        describe(name, predict(model, faces, all_views=True), labels)
     print("\nlight, one view")
     for name, change in LIGHT.items():
-        describe(name, predict(change(faces), all_views=False), labels)
+        describe(name, predict(model, change(faces), all_views=False), labels)
     describe_calibration(usual, labels)
 
 

@@ -1,0 +1,52 @@
+"""Temperatures and differences between models are those of a slow, plain calculation.
+
+The references: a grid of temperatures, and probabilities that were cooled on purpose.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import validation
+
+import train
+
+RANDOM = np.random.default_rng(1)
+LABELS = RANDOM.integers(6, size=500)
+LOGITS = RANDOM.normal(size=(500, 6)) + 2 * np.eye(6)[LABELS]
+ANSWERS = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("score", [validation.cross_entropy, train.brier_score])
+def test_no_temperature_of_a_grid_is_better(score: Callable) -> None:
+    best = train.fit_temperature(ANSWERS, LABELS, score)
+    smallest = score(train.temper(ANSWERS, best), LABELS)
+    grid = [score(train.temper(ANSWERS, t), LABELS) for t in np.arange(0.1, 10, 0.01)]
+    assert smallest <= min(grid)
+    assert best == pytest.approx(0.1 + 0.01 * np.argmin(grid), abs=0.01)
+
+
+def test_tempering_changes_no_more_than_sureness() -> None:
+    powers = ANSWERS**0.5
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(train.temper(ANSWERS, 2), expected)
+
+
+def test_surer_answers_are_no_change() -> None:
+    surer = train.temper(ANSWERS, 0.5)
+    changes, errors = validation.compare(surer, ANSWERS, LABELS)
+    np.testing.assert_allclose([*changes, *errors], 0, atol=1e-5)
+
+
+def test_changes_are_means_and_their_standard_errors() -> None:
+    worse = ANSWERS.copy()
+    worse[:50] = np.roll(ANSWERS[:50], 1, axis=1)
+    (accuracy, loss), (spread, _) = validation.compare(worse, ANSWERS, LABELS)
+    right, before = (
+        (answers.argmax(axis=1) == LABELS).astype(int) for answers in (worse, ANSWERS)
+    )
+    lost = right - before
+    assert accuracy == pytest.approx(lost.mean())
+    assert accuracy < 0 < loss
+    variance = sum((x - accuracy) ** 2 for x in lost) / 499
+    assert spread == pytest.approx((variance / 500) ** 0.5)
