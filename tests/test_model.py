@@ -145,7 +145,8 @@ def test_what_is_watched_is_what_is_left(tree: Path) -> None:
     faces = np.stack([utils.read_face(path) for path in test.path])
     probabilities = model.predict_on_batch(faces)
     labels = np.eye(3)[test.emotion.cat.codes]
-    smoothed = 0.9 * labels + 0.1 / 3
+    smoothing = train.LABEL_SMOOTHING
+    smoothed = (1 - smoothing) * labels + smoothing / 3
     loss = -(smoothed * np.log(probabilities)).sum(axis=1).mean()
     assert loss == pytest.approx(history.val_loss[4], rel=1e-5)
     accuracy = (probabilities.argmax(axis=1) == test.emotion.cat.codes).mean()
