@@ -133,10 +133,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=["auto", *PRECISIONS], default="auto", help=text)
     text = "model file whose network to go on with, in place of a new one"
     add("--fine-tune", metavar="MODEL", help=text)
-    text = (
-        "model files, of the same --validation-split, to join: the mean of all answers"
-    )
-    add("--ensemble", metavar="MODEL", nargs="+", default=[], help=text)
     group = parser.add_mutually_exclusive_group()
     text = "go on with the unfinished training of this model path"
     group.add_argument("--resume", action="store_true", help=text)
@@ -160,11 +156,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 "--filters and --dense-units out"
             )
         args.filters = args.dense_units = None
-    if args.model_path.resolve() in [Path(path).resolve() for path in args.ensemble]:
-        parser.error(
-            f"--ensemble: {args.model_path} is what this training will replace; name "
-            "another --model-path"
-        )
     return args
 
 
@@ -431,58 +422,34 @@ def answer(num_classes: int) -> keras.Layer:
     return keras.layers.Dense(num_classes, activation="softmax", name=LAST_LAYER)
 
 
-def load_network(path: str) -> tuple[keras.Model, list[str]]:
-    """Load network and class names of a model file, to go on with them.
-
-    Raises:
-        UserError: if the file cannot be loaded, or ends in another layer than answer's.
-    """
-    model, class_names = utils.load_model(Path(path))
-    last = {"name": LAST_LAYER, "activation": "softmax", "use_bias": True}
-    if not last.items() <= model.layers[-1].get_config().items():
-        raise UserError(f"{path}: it does not end in train.py's layer {LAST_LAYER}")
-    return model, class_names
-
-
 def make_network(args: argparse.Namespace) -> keras.Model:
     """Build a network, or load the one to fine-tune.
 
     The latter gets a new last layer if its file tells other classes apart.
 
     Raises:
-        UserError: if the file cannot be loaded.
+        UserError: if the file cannot be loaded, or ends in another layer than answer's.
     """
     if not args.fine_tune:
         shape = IMAGE_SIZE, IMAGE_SIZE, 1
         return build_model(shape, len(args.classes), args.filters, args.dense_units)
-    model, class_names = load_network(args.fine_tune)
+    model, class_names = utils.load_model(Path(args.fine_tune))
+    last = {"name": LAST_LAYER, "activation": "softmax", "use_bias": True}
+    if not last.items() <= model.layers[-1].get_config().items():
+        raise UserError(
+            f"{args.fine_tune}: it does not end in train.py's layer {LAST_LAYER}"
+        )
     if class_names == args.classes:
         return model
     features = model.layers[-1].input
     return keras.Model(model.inputs[0], answer(len(args.classes))(features))
 
 
-def load_member(path: str, class_names: list[str]) -> keras.Model:
-    """Load the network of a model file, to join it with another.
-
-    Raises:
-        UserError: if the file cannot be loaded, or tells other classes apart.
-    """
-    model, names = load_network(path)
-    if names != class_names:
-        raise UserError(
-            f"{path}: tells {', '.join(names)} apart, not {', '.join(class_names)}"
-        )
-    return model
-
-
 def copy_network(
-    model: keras.Model,
-    change: Callable[[keras.Layer], keras.Layer],
-    inputs: keras.KerasTensor | None = None,
+    model: keras.Model, change: Callable[[keras.Layer], keras.Layer]
 ) -> keras.Model:
     """Copy a network with its weights, each layer as change makes it anew."""
-    copy = keras.models.clone_model(model, inputs, change)
+    copy = keras.models.clone_model(model, clone_function=change)
     copy.set_weights(model.get_weights())
     return copy
 
@@ -522,31 +489,6 @@ def to_float32(model: keras.Model) -> keras.Model:
         return kind.from_config(layer.get_config() | {"dtype": "float32"})
 
     return copy_network(model, plain)
-
-
-def join(networks: Sequence[keras.Model]) -> keras.Model:
-    """Put networks side by side into one: the mean of what they say (an ensemble).
-
-    They share the last layer, so that the mean is that of their logits: the geometric
-    one of their probabilities, as of a prediction's views.
-    """
-    faces, features = keras.Input(networks[0].input_shape[1:]), []
-    for number, network in enumerate(networks, 1):
-
-        def renamed(layer: keras.Layer, number: int = number) -> keras.Layer:
-            name = f"{layer.name}_{number}"
-            return type(layer).from_config(layer.get_config() | {"name": name})
-
-        before_last = keras.Model(network.inputs[0], network.layers[-1].input)
-        features.append(copy_network(before_last, renamed, faces).output)
-    kernels, biases = zip(
-        *(network.layers[-1].get_weights() for network in networks), strict=True
-    )
-    last = answer(biases[0].size)
-    side_by_side = keras.layers.Concatenate(name="networks")(features)
-    joined = keras.Model(faces, last(side_by_side), name="face_classifier")
-    last.set_weights([np.concatenate(kernels) / len(networks), np.mean(biases, axis=0)])
-    return joined
 
 
 def compile_model(
@@ -694,7 +636,7 @@ def describe_settings(
     args: argparse.Namespace, train: pd.DataFrame, watched: pd.DataFrame
 ) -> dict[str, Any]:
     """Collect what a resumed run must have in common with the one that began."""
-    apart = "data_dir", "model_path", "resume", "restart", "ensemble"
+    apart = "data_dir", "model_path", "resume", "restart"
     digest = hashlib.blake2b(digest_size=8)
     for part in (train, watched):
         digest.update(part.emotion.cat.codes.to_numpy())
@@ -848,7 +790,6 @@ def describe_run(args: argparse.Namespace, parts: dict[str, pd.DataFrame]) -> di
     for name in ("data_dir", "model_path", "fine_tune"):
         if arguments[name] is not None:
             arguments[name] = without_folder(arguments[name])
-    arguments["ensemble"] = [without_folder(path) for path in args.ensemble]
     return {
         "class_names": args.classes,
         "image_size": IMAGE_SIZE,
@@ -1154,11 +1095,8 @@ def run(args: argparse.Namespace) -> None:
     if args.precision == "auto":
         args.precision = choose_precision()
     check_checkpoint(args)
-    members = [load_member(path, args.classes) for path in args.ensemble]
     parts, watched = index_data(args)
     model, history = fit(parts["train"], parts[watched], args)
-    if members:
-        model = join([model, *members])
     try:
         metrics, names = write_results(model, history, parts, watched, args)
     except OSError as error:

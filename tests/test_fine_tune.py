@@ -21,11 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_figures: None) -> Pat
     """Return a folder with faces/ and a network that tells them apart, trained.h5."""
     folder = tmp_path_factory.mktemp("fine_tune")
     make_tree(folder / "faces", CLASSES)
-    networks = [
-        train.build_model((48, 48, 1), 3, widths, 5) for widths in ([4, 6], [8])
-    ]
-    save(networks[0], folder / "trained.h5")
-    save(train.join(networks), folder / "joined.h5")
+    save(train.build_model((48, 48, 1), 3, [4, 6], 5), folder / "trained.h5")
     return folder
 
 
@@ -46,12 +42,11 @@ def weights(path: Path) -> list[np.ndarray]:
     return utils.load_model(path)[0].get_weights()
 
 
-@pytest.mark.parametrize("name", ["trained.h5", "joined.h5"])
 def test_it_begins_with_the_weights(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # At this rate nothing but batch normalization's statistics moves.
-    options = ["--learning-rate", "1e-9", "--fine-tune", str(folder / name)]
+    options = ["--learning-rate", "1e-9", "--fine-tune", str(folder / "trained.h5")]
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="full"):
         patch.setattr(train, "write_results", Mock(side_effect=OSError("full")))
         main(folder, "tuned.h5", *options)
@@ -59,23 +54,22 @@ def test_it_begins_with_the_weights(
         main(folder, "tuned.h5", *options[:2], "--resume")
     main(folder, "tuned.h5", *options, "--resume")
     names = [weight.path for weight in utils.load_model(folder / "tuned.h5")[0].weights]
-    pairs = zip(weights(folder / name), weights(folder / "tuned.h5"), strict=True)
+    pairs = zip(
+        weights(folder / "trained.h5"), weights(folder / "tuned.h5"), strict=True
+    )
     moved = [not np.allclose(before, after, atol=1e-6) for before, after in pairs]
     assert moved == ["moving" in name for name in names]
     with h5py.File(folder / "tuned.h5") as file:
         arguments = json.loads(file.attrs["arguments"])
-    assert (arguments["fine_tune"], arguments["filters"]) == (name, None)
+    assert (arguments["fine_tune"], arguments["filters"]) == ("trained.h5", None)
 
 
-@pytest.mark.parametrize("name", ["trained.h5", "joined.h5"])
 @pytest.mark.parametrize("classes", [["sad", "angry"], ["sad", "happy", "angry"]])
-def test_other_classes_get_a_new_last_layer(
-    folder: Path, name: str, classes: list[str]
-) -> None:
-    words = ["--fine-tune", str(folder / name), "--classes", *classes]
+def test_other_classes_get_a_new_last_layer(folder: Path, classes: list[str]) -> None:
+    words = ["--fine-tune", str(folder / "trained.h5"), "--classes", *classes]
     model = train.make_network(train.parse_args(words))
     assert model.output_shape == (None, len(classes))
-    before = weights(folder / name)
+    before = weights(folder / "trained.h5")
     assert not np.array_equal(model.get_weights()[-2], before[-2])
     for weight, array in zip(model.get_weights()[:-2], before[:-2], strict=True):
         np.testing.assert_array_equal(weight, array)
