@@ -15,21 +15,23 @@ import csv
 import errno
 import functools
 import io
+import itertools
 import json
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 import utils
-from utils import Face, UserError, percent, printable
+from utils import UserError, percent, printable
 
 CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
 SEARCH_SIZE = 1024  # pixels of the longer side that faces are searched at
@@ -92,6 +94,20 @@ def find_images(images: Sequence[str]) -> Iterable[str]:
     return paths
 
 
+class Face(NamedTuple):
+    """A face to classify: its pixels, uint8 (size, size), and where they come from."""
+
+    pixels: np.ndarray
+    box: tuple[int, int, int, int]  # left, top, width, height, in the upright picture
+
+
+def whole_face(image: Image.Image) -> list[Face]:
+    """Take an image for one face: its centre square."""
+    side = min(image.size)
+    box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
+    return [Face(utils.to_pixels(image), box)]
+
+
 @functools.cache
 def load_detector() -> Any:
     """Load the networks that find faces (MTCNN, Zhang et al. 2016)."""
@@ -134,11 +150,62 @@ def read_faces(path: str, faces: str) -> list[Face]:
     """
     image = utils.open_image(path)
     if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
-        return utils.whole_face(image)
+        return whole_face(image)
     boxes = find_faces(image)
     crops = [image.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
     pixels = [utils.to_pixels(crop) for crop in crops]
     return [Face(*face) for face in zip(pixels, boxes, strict=True)]
+
+
+def read_ahead(
+    read: Callable[[str], list[Face]], paths: Iterable[str]
+) -> Iterator[list[tuple[str, list[Face] | OSError]]]:
+    """Read files in threads, in order; yield paths and results by the chunk.
+
+    While a chunk is worked on, the next one is read, and no more: memory stays flat.
+    """
+
+    def attempt(path: str) -> tuple[str, list[Face] | OSError]:
+        try:
+            return path, read(path)
+        except OSError as error:
+            return path, error
+
+    paths = iter(paths)
+    with ThreadPoolExecutor(utils.WORKERS) as pool:
+
+        def submit() -> list[Future]:
+            chunk = itertools.islice(paths, utils.CHUNK)
+            return [pool.submit(attempt, path) for path in chunk]
+
+        ahead = submit()
+        while ahead:
+            now, ahead = ahead, submit()
+            yield [future.result() for future in now]
+
+
+def predict_files(
+    model: Any,
+    paths: Iterable[str],
+    read: Callable[[str], list[Face]],
+) -> Iterator[tuple[str, list[tuple[Face, np.ndarray]] | OSError]]:
+    """Predict the faces that read finds in each file, in order; memory stays flat.
+
+    Yields:
+        Each path, and its faces, each with its class probabilities, float32 of shape
+        (num_classes,), as predict_faces returns them; or the OSError that read raised.
+    """
+    for chunk in read_ahead(read, paths):
+        found = [faces for _, faces in chunk if not isinstance(faces, OSError)]
+        pixels = [face.pixels for faces in found for face in faces]
+        if pixels:
+            faces = utils.to_input(np.stack(pixels))
+            probabilities = iter(utils.predict_faces(model, faces))
+        for path, faces in chunk:
+            if isinstance(faces, OSError):
+                yield path, faces
+            else:
+                yield path, [(face, next(probabilities)) for face in faces]
 
 
 def make_records(
@@ -417,7 +484,7 @@ def predict(args: argparse.Namespace) -> int:
     # On one terminal, lines and bar would get in each other's way.
     shared = sys.stdout.isatty() and not args.output
     with make_progress_bar(hidden=shared or total == 1) as bar:
-        results = utils.predict_files(model, paths, read)
+        results = predict_files(model, paths, read)
         for path, result in bar.track(results, total, description=""):
             records = make_records(path, result, names, args.min_confidence)
             if message := records[0]["message"]:
@@ -452,18 +519,18 @@ def evaluate(args: argparse.Namespace) -> int:
     If a folder train/ stands beside it, the images that it holds, too, are told apart.
     """
     model, class_names = utils.load_model(args.model)
-    index, unreadable = utils.index_folder(args.evaluate, class_names)
+    split, unreadable = utils.index_folder(args.evaluate, class_names)
     for line in unreadable:
         print(f"predict.py: error: {printable(line)}", file=sys.stderr)
     train_folder = args.evaluate.parent / "train"
     if train_folder.is_dir() and not train_folder.samefile(args.evaluate):
         try:
-            train_index, _ = utils.index_folder(train_folder, class_names)
-            index["in_train"] = index.digest.isin(train_index.digest)
+            known, _ = utils.index_folder(train_folder, class_names)
+            split.table["in_train"] = split.table.digest.isin(known.table.digest)
         except UserError as error:  # it serves no training: measure without it
             line = f"images also in train are not told apart: {error}"
             print(f"predict.py: {line}", file=sys.stderr)
-    utils.describe_metrics(utils.evaluate(model, index), class_names)
+    utils.describe_metrics(utils.evaluate(model, split), class_names)
     return bool(unreadable)
 
 

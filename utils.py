@@ -18,10 +18,10 @@ import re
 import signal
 import struct
 import sys
+import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -280,15 +280,6 @@ def read_pixels(path: str | Path) -> np.ndarray:
     return to_pixels(open_image(path))
 
 
-def read_face(path: str | Path) -> np.ndarray:
-    """Read one face image as network input, float32 of shape (48, 48, 1).
-
-    Raises:
-        OSError: if the file cannot be read as an image.
-    """
-    return to_input(read_pixels(path))
-
-
 def list_folders(folder: Path) -> list[str]:
     """Return the names of a folder's own folders, sorted, without hidden ones.
 
@@ -304,20 +295,88 @@ def list_folders(folder: Path) -> list[str]:
     return sorted(name for name in found if name[0] != ".")
 
 
-def index_folder(
-    folder: Path, class_names: Sequence[str]
-) -> tuple[pd.DataFrame, list[str]]:
-    """Decode every image below folder/<class name>/ once.
+class Split(NamedTuple):
+    """Images for one purpose, decoded once: a table of them, and their pixels.
+
+    The table has a row an image: path, emotion, and digest, a 64-bit hash of its pixels
+    (equal images have equal digests). Its row labels say where an image stands in
+    pixels, uint8 of shape (n, 48, 48), which the disk holds.
+    """
+
+    table: pd.DataFrame
+    pixels: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices, of shape (n,)."""
+        return self.table.emotion.cat.codes.to_numpy()
+
+    def faces(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Return rows of the table as network input, float32 (n, 48, 48, 1)."""
+        return to_input(self.pixels[self.table.index.to_numpy()[rows]])
+
+    def select(self, mask: pd.Series) -> Split:
+        """Return the part for which a mask, a boolean a row, is true."""
+        return Split(self.table[mask], self.pixels)
+
+
+def decode(
+    paths: Sequence[str], scratch: Path | None
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Decode image files, into memory that the operating system keeps on the disk.
+
+    It is a file without a name in the folder scratch (None: the system's for temporary
+    files), which ends with the process, however that ends.
 
     Returns:
-        A table with a row an image: path, emotion, and digest, a 64-bit hash of its
-        pixels (equal images have equal digests). And a line for each file left out
-        because it cannot be read.
+        Pixels of the n files that can be read, uint8 of shape (n, 48, 48); digests of
+        all files, 0 of unreadable ones; and for each of these its position and error.
 
     Raises:
-        UserError: if a class has no folder or no image.
+        OSError: if the disk is full.
     """
-    import keras
+    from rich.progress import track
+
+    def read(path: str) -> np.ndarray | str:
+        try:
+            return read_pixels(path)
+        except OSError as error:
+            return str(error)
+
+    digests, unreadable = np.zeros(len(paths), np.uint64), {}
+    chunks = range(0, len(paths), 1000)  # a few at once: memory stays flat
+    shown = {"transient": True, "disable": not sys.stdout.isatty()}
+    with (
+        tempfile.TemporaryFile(dir=scratch) as file,
+        ThreadPoolExecutor(WORKERS) as pool,
+    ):
+        for start in track(chunks, "Decoding", **shown):
+            results = pool.map(read, paths[start : start + 1000])
+            for row, pixels in enumerate(results, start):
+                if isinstance(pixels, str):
+                    unreadable[row] = pixels
+                    continue
+                digest = hashlib.blake2b(pixels, digest_size=8).digest()
+                digests[row] = int.from_bytes(digest, "big")
+                file.write(pixels)
+        file.flush()
+        shape = len(paths) - len(unreadable), IMAGE_SIZE, IMAGE_SIZE
+        # A map of nothing is an error, and the file may end: the map keeps it.
+        pixels = np.memmap(file, np.uint8, "r", shape=shape) if shape[0] else None
+        return pixels, digests, unreadable
+
+
+def index_folder(
+    folder: Path, class_names: Sequence[str], scratch: Path | None = None
+) -> tuple[Split, list[str]]:
+    """Decode every image below folder/<class name>/, once; scratch is that of decode.
+
+    Returns:
+        The images, and a line for each file left out because it cannot be read.
+
+    Raises:
+        UserError: if a class has no folder or no image, or the disk is full.
+    """
     import pandas as pd
 
     found = list_folders(folder)
@@ -326,32 +385,23 @@ def index_folder(
             f"{folder}: no folder {', '.join(missing)}; "
             f"found instead: {', '.join(found) or 'nothing'}"
         )
-
-    def digest(path: str) -> int | str:
-        try:
-            pixels = read_pixels(path)
-        except OSError as error:
-            return str(error)
-        return int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "big")
-
-    files = [(p, name) for name in class_names for p in list_files(folder / name)]
-    index = pd.DataFrame(files, columns=["path", "emotion"])
-    index["emotion"] = pd.Categorical(index.emotion, class_names)
-    digests: list[int | str] = []
-    begin, progress = time.monotonic(), keras.utils.Progbar(len(index))
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for start in range(0, len(index), 1000):  # a few at once: memory stays flat
-            digests += pool.map(digest, index.path[start : start + 1000])
-            if sys.stdout.isatty() and time.monotonic() - begin > 2:
-                progress.update(len(digests))
-    readable = [isinstance(digest, int) for digest in digests]
-    for name, images in index[readable].emotion.value_counts().items():
-        if images == 0:
-            bad = sum(index.emotion == name)
-            raise UserError(f"{folder / name}: no image, {bad} files of other kinds")
-    index = index[readable].reset_index(drop=True)
-    index["digest"] = np.array([d for d in digests if isinstance(d, int)], np.uint64)
-    return index, [digest for digest in digests if isinstance(digest, str)]
+    files = [list(list_files(folder / name)) for name in class_names]
+    paths = list(itertools.chain.from_iterable(files))
+    try:
+        pixels, digests, unreadable = decode(paths, scratch)
+    except OSError as error:
+        place = scratch or tempfile.gettempdir()
+        raise UserError(f"{place}: cannot write there: {error.strerror}") from error
+    codes = np.repeat(np.arange(len(files)), [len(part) for part in files])
+    emotions = pd.Categorical.from_codes(codes, class_names)
+    table = pd.DataFrame({"path": paths, "emotion": emotions, "digest": digests})
+    table = table.drop(index=list(unreadable)).reset_index(drop=True)
+    for name, part in zip(class_names, files, strict=True):
+        if name not in table.emotion.values:
+            raise UserError(
+                f"{folder / name}: no image, {len(part)} files of other kinds"
+            )
+    return Split(table, pixels), list(unreadable.values())
 
 
 def make_views(faces: np.ndarray) -> list[np.ndarray]:
@@ -392,116 +442,29 @@ def predict_faces(
     return means / means.sum(axis=1, keepdims=True)
 
 
-class Face(NamedTuple):
-    """A face to classify: its pixels, uint8 (size, size), and where they come from."""
-
-    pixels: np.ndarray
-    box: tuple[int, int, int, int]  # left, top, width, height, in the upright picture
-
-
-def whole_face(image: Image.Image) -> list[Face]:
-    """Take an image for one face: its centre square."""
-    side = min(image.size)
-    box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
-    return [Face(to_pixels(image), box)]
-
-
-def read_ahead(
-    read: Callable[[str], list[Face]], paths: Iterable[str]
-) -> Iterator[list[tuple[str, list[Face] | OSError]]]:
-    """Read files in threads, in order; yield paths and results by the chunk.
-
-    While a chunk is worked on, the next one is read, and no more: memory stays flat.
-    """
-
-    def attempt(path: str) -> tuple[str, list[Face] | OSError]:
-        try:
-            return path, read(path)
-        except OSError as error:
-            return path, error
-
-    paths = iter(paths)
-    with ThreadPoolExecutor(WORKERS) as pool:
-
-        def submit() -> list[Future]:
-            chunk = itertools.islice(paths, CHUNK)
-            return [pool.submit(attempt, path) for path in chunk]
-
-        ahead = submit()
-        while ahead:
-            now, ahead = ahead, submit()
-            yield [future.result() for future in now]
-
-
-def predict_files(
-    model: keras.Model,
-    paths: Iterable[str],
-    read: Callable[[str], list[Face]],
-    all_views: bool = True,
-) -> Iterator[tuple[str, list[tuple[Face, np.ndarray]] | OSError]]:
-    """Predict the faces that read finds in each file, in order; memory stays flat.
-
-    Yields:
-        Each path, and its faces, each with its class probabilities, float32 of shape
-        (num_classes,), as predict_faces returns them; or the OSError that read raised.
-    """
-    for chunk in read_ahead(read, paths):
-        found = [faces for _, faces in chunk if not isinstance(faces, OSError)]
-        pixels = [face.pixels for faces in found for face in faces]
-        if pixels:
-            faces = to_input(np.stack(pixels))
-            probabilities = iter(predict_faces(model, faces, all_views))
-        for path, faces in chunk:
-            if isinstance(faces, OSError):
-                yield path, faces
-            else:
-                yield path, [(face, next(probabilities)) for face in faces]
-
-
-def predict_index(
-    model: keras.Model, index: pd.DataFrame, all_views: bool = True
-) -> np.ndarray:
-    """Predict every image of an index, a table with a column path.
+def predict_split(model: keras.Model, split: Split) -> np.ndarray:
+    """Predict every image of a split.
 
     Returns:
         Class probabilities, float32 of shape (n, num_classes).
-
-    Raises:
-        UserError: if an image can no longer be read.
     """
-    probabilities = []
-
-    def read(path: str) -> list[Face]:
-        return whole_face(open_image(path))
-
-    for _, result in predict_files(model, index.path, read, all_views):
-        if isinstance(result, OSError):
-            raise UserError(f"{result}; it was readable when the program began")
-        probabilities.append(result[0][1])
-    return np.stack(probabilities)
+    starts = range(0, len(split.table), CHUNK)
+    chunks = [split.faces(slice(start, start + CHUNK)) for start in starts]
+    return np.concatenate([predict_faces(model, chunk) for chunk in chunks])
 
 
-def evaluate(model: keras.Model, index: pd.DataFrame) -> dict[str, Any]:
-    """Measure a model on the images of an index.
+def evaluate(model: keras.Model, split: Split) -> dict[str, Any]:
+    """Measure a model on the images of a split.
 
     Returns:
-        classification_metrics of all of them as test, and, if the index has a column
-        in_train, of those that are not, as leak_free. With each the accuracy of a
-        single view, as one_view.
-
-    Raises:
-        UserError: if an image can no longer be read.
+        classification_metrics of all of them as test, and, if the table has a column
+        in_train, of those that are not, as leak_free.
     """
-    probabilities = predict_index(model, index)
-    single = predict_index(model, index, all_views=False).argmax(axis=1)
-    labels, metrics = index.emotion.cat.codes.to_numpy(), {}
-    parts = {"test": np.full(len(index), True)}
-    if "in_train" in index:
-        parts["leak_free"] = ~index.in_train.to_numpy()
-    for name, chosen in parts.items():
-        metrics[name] = classification_metrics(labels[chosen], probabilities[chosen])
-        right = single[chosen] == labels[chosen]
-        metrics[name]["one_view"] = right.sum() / max(len(right), 1)
+    probabilities, labels = predict_split(model, split), split.labels
+    metrics = {"test": classification_metrics(labels, probabilities)}
+    if "in_train" in split.table:
+        new = ~split.table.in_train.to_numpy()
+        metrics["leak_free"] = classification_metrics(labels[new], probabilities[new])
     return metrics
 
 
@@ -538,10 +501,9 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
 
     Returns:
         calibration_error, the expected one over 15 bins of equal width (Guo et al.
-        2017), in [0, 1]; calibration_error_of_perfect, what a model whose confidences
-        were exactly right would show on as many images, the mean of 200 simulations;
-        reliability, per bin: images, mean confidence and accuracy, 0 if it is empty;
-        and coverage, per least confidence: the share of images and their accuracy.
+        2017), in [0, 1]; reliability, per bin: images, mean confidence and accuracy, 0
+        if it is empty; and coverage, per least confidence: the share of images and
+        their accuracy.
     """
     bins, count = 15, max(len(right), 1)
     which = np.minimum((confidences * bins).astype(int), bins - 1)
@@ -550,15 +512,9 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
     def mean(values: np.ndarray) -> np.ndarray:
         return np.bincount(which, values, bins) / np.maximum(images, 1)
 
-    def error(right: np.ndarray) -> float:
-        return np.abs(mean(right) - mean(confidences)) @ images / count
-
-    draw = np.random.default_rng(1).random
-    simulated = [error(draw(len(right)) < confidences) for _ in range(200)]
     sure = {least: right[confidences >= least] for least in (0.5, 0.6, 0.7, 0.8)}
     return {
-        "calibration_error": error(right),
-        "calibration_error_of_perfect": np.mean(simulated),
+        "calibration_error": np.abs(mean(right) - mean(confidences)) @ images / count,
         "reliability": {
             "images": images.tolist(),
             "confidence": mean(confidences).tolist(),
@@ -608,10 +564,8 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> Non
             f"\nTest accuracy {percent(accuracy)} ± {percent(spread)} "
             f"({count} images, {place}; 95 % interval)\n"
             f"  macro recall {percent(part['macro_recall'])}, "
-            f"one view {percent(part['one_view'])}, "
-            f"always {class_names[most]} {percent(guess)}\n"
-            f"  calibration error {part['calibration_error']:.3f}, "
-            f"that of a perfect model {part['calibration_error_of_perfect']:.3f}"
+            f"always {class_names[most]} {percent(guess)}, "
+            f"calibration error {part['calibration_error']:.3f}"
         )
 
 

@@ -1,5 +1,7 @@
 """A small tree of images, a model trained once, and the two commands as processes."""
 
+import contextlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -38,6 +40,17 @@ def make_tree(folder: Path, classes: list[str], train: int = 12, test: int = 4) 
                 image.save(folder / part / name / f"{number:02}.png")
                 seed += 1
     return folder
+
+
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Generator[None, None, None]:
+    """Let no file grow beyond a number of bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -25,10 +24,9 @@ SHIFTS = range(-3, 4)  # of images at half size
 CORRELATIONS = [0.96, 0.9, 0.85, -1]  # lower ends of the rows
 
 
-def read_halves(index: pd.DataFrame) -> np.ndarray:
+def halve(split: utils.Split) -> np.ndarray:
     """Return the faces at half size, (n, 24, 24)."""
-    faces = np.stack([utils.read_face(path) for path in index.path])
-    return faces.reshape(-1, SIZE, 2, SIZE, 2).mean(axis=(2, 4))
+    return split.faces().reshape(-1, SIZE, 2, SIZE, 2).mean(axis=(2, 4))
 
 
 def standardize(faces: np.ndarray) -> np.ndarray:
@@ -64,12 +62,11 @@ def main() -> None:
         utils.index_folder(ROOT / "data" / name, class_names)[0]
         for name in ("train", "test")
     )
-    test = test[~test.digest.isin(known.digest)]
-    highest, nearest = find_nearest(read_halves(test), read_halves(known))
-    labels = test.emotion.cat.codes.to_numpy()
-    same = known.emotion.cat.codes.to_numpy()[nearest] == labels
-    right = utils.predict_index(model, test).argmax(axis=1) == labels
-    print(f"{len(test)} test images, not also in train\n")
+    test = test.select(~test.table.digest.isin(known.table.digest))
+    highest, nearest = find_nearest(halve(test), halve(known))
+    same = known.labels[nearest] == test.labels
+    right = utils.predict_split(model, test).argmax(axis=1) == test.labels
+    print(f"{len(test.table)} test images, not also in train\n")
     print("correlation, from  images  its label is the same  model is right")
     upper = 2.0
     for lower in CORRELATIONS:

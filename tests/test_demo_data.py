@@ -27,8 +27,9 @@ def test_the_script_draws_the_same_faces_again(
 
 
 def test_counts_and_size() -> None:
-    train_index, _ = utils.index_folder(DEMO / "train", EMOTIONS)
-    test_index, _ = utils.index_folder(DEMO / "test", EMOTIONS)
+    train_index, test_index = (
+        utils.index_folder(DEMO / name, EMOTIONS)[0].table for name in ("train", "test")
+    )
     assert set(train_index.emotion.value_counts()) == {40}
     assert set(test_index.emotion.value_counts()) == {10}
     assert train_index.digest.is_unique

@@ -296,7 +296,7 @@ def test_few_files_are_read_ahead() -> None:
             read.append(number)
             yield str(number)
 
-    chunks = utils.read_ahead(lambda path: [], paths())
+    chunks = predict.read_ahead(lambda path: [], paths())
     assert len(next(chunks)) == utils.CHUNK
     assert len(read) <= 2 * utils.CHUNK
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tree, random_pixels
+from conftest import file_size_limit, make_tree, random_pixels
 from PIL import Image
 
 import train
@@ -16,17 +16,49 @@ CLASSES = ["angry", "happy", "sad"]
 
 
 def test_a_row_an_image(tree: Path) -> None:
-    index, unreadable = utils.index_folder(tree / "train", CLASSES)
+    split, unreadable = utils.index_folder(tree / "train", CLASSES, tree)
     assert unreadable == []
-    assert index.emotion.value_counts().to_dict() == dict.fromkeys(CLASSES, 12)
-    assert index.path[0] == str(tree / "train" / "angry" / "00.png")
-    assert index.digest.dtype == np.uint64
-    assert index.digest.nunique() == 36
+    table = split.table
+    assert table.emotion.value_counts().to_dict() == dict.fromkeys(CLASSES, 12)
+    assert table.path[0] == str(tree / "train" / "angry" / "00.png")
+    assert table.digest.dtype == np.uint64
+    assert table.digest.nunique() == 36
+    expected = np.stack([utils.read_pixels(path) for path in table.path])
+    np.testing.assert_array_equal(split.pixels, expected)
+    np.testing.assert_array_equal(split.labels, np.repeat([0, 1, 2], 12))
+    assert isinstance(split.pixels, np.memmap)
+    assert {path.name for path in tree.iterdir()} == {"train", "test"}
+
+
+def test_parts_keep_their_own_pixels(tree: Path) -> None:
+    split, _ = utils.index_folder(tree / "train", CLASSES)
+    part = split.select(split.table.path.str.endswith(("3.png", "7.png")))
+    assert list(part.table.index) == [3, 7, 15, 19, 27, 31]
+    expected = np.stack([utils.read_pixels(path) for path in part.table.path])
+    np.testing.assert_array_equal(part.faces(), utils.to_input(expected))
+    faces = part.faces(np.array([4, 1]))
+    np.testing.assert_array_equal(faces, utils.to_input(expected[[4, 1]]))
+
+
+def test_files_may_go_once_they_are_decoded(tree: Path) -> None:
+    split, _ = utils.index_folder(tree / "train", CLASSES)
+    expected = np.stack([utils.read_pixels(path) for path in split.table.path])
+    shutil.rmtree(tree)
+    np.testing.assert_array_equal(split.faces(), utils.to_input(expected))
+
+
+def test_a_full_disk_is_told_in_a_line(tree: Path, tmp_path: Path) -> None:
+    with (
+        file_size_limit(30_000),
+        pytest.raises(UserError, match=rf"^{tmp_path}: cannot write there: .* large$"),
+    ):
+        utils.index_folder(tree / "train", CLASSES, tmp_path)
+    assert list(tmp_path.iterdir()) == [tree]
 
 
 def test_labels_follow_the_classes_not_the_folders(tree: Path) -> None:
-    index, _ = utils.index_folder(tree / "train", ["sad", "angry"])
-    labels = dict(zip(index.emotion, index.emotion.cat.codes, strict=True))
+    split, _ = utils.index_folder(tree / "train", ["sad", "angry"])
+    labels = dict(zip(split.table.emotion, split.labels, strict=True))
     assert labels == {"sad": 0, "angry": 1}
 
 
@@ -36,7 +68,7 @@ def test_equal_pixels_have_equal_digests_in_any_format(tree: Path) -> None:
     face.save(folder / "a.BMP")
     face.convert("RGB").save(folder / "b.webp", lossless=True)
     Image.fromarray(random_pixels(99) ^ 1).save(folder / "c.png")
-    index, _ = utils.index_folder(tree / "test", CLASSES)
+    index = utils.index_folder(tree / "test", CLASSES)[0].table
     digest = {
         Path(path).name: d for path, d in zip(index.path, index.digest, strict=True)
     }
@@ -51,15 +83,17 @@ def test_unreadable_files_are_left_out_and_told(tree: Path) -> None:
     (folder / "notes.txt").write_text("no image")
     (folder / "Thumbs.db").write_text("passed over")
     (folder / ".DS_Store").write_text("passed over")
-    index, unreadable = utils.index_folder(tree / "train", CLASSES)
-    assert len(index) == 36
+    split, unreadable = utils.index_folder(tree / "train", CLASSES)
+    assert len(split.table) == len(split.pixels) == 36
+    expected = np.stack([utils.read_pixels(path) for path in split.table.path])
+    np.testing.assert_array_equal(split.pixels, expected)
     names = [Path(line.partition(": ")[0]).name for line in unreadable]
     assert names == ["empty.jpg", "notes.txt", "truncated.png"]
 
 
 def test_other_folders_are_left_out(tree: Path) -> None:
-    index, _ = utils.index_folder(tree / "train", ["angry", "sad"])
-    assert set(index.emotion) == {"angry", "sad"}
+    split, _ = utils.index_folder(tree / "train", ["angry", "sad"])
+    assert set(split.table.emotion) == {"angry", "sad"}
 
 
 def test_a_missing_class_is_named_with_what_is_there(tree: Path) -> None:
@@ -95,15 +129,16 @@ def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:
         for number in range(0, 40, 2):
             source = tree / "train" / name / f"{number:02}.png"
             shutil.copy(source, tree / "train" / "angry" / f"copy_{name}_{number}.png")
-    index, _ = utils.index_folder(tree / "train", CLASSES)
-    training, validation = train.split_validation(index, 0.25)
+    split, _ = utils.index_folder(tree / "train", CLASSES)
+    index = split.table
+    training, validation = (p.table for p in train.split_validation(split, 0.25))
     assert len(training) + len(validation) == len(index) == 160
     assert set(training.path).isdisjoint(validation.path)
     assert set(training.digest).isdisjoint(validation.digest)
     different = validation.drop_duplicates("digest").emotion.value_counts()
     assert different["happy"] == 10
     assert different.sum() == 30  # a quarter of 120 different images
-    smaller = train.split_validation(index, 0.1)[1]
+    smaller = train.split_validation(split, 0.1)[1].table
     assert 0 < len(smaller) < len(validation)
     assert set(smaller.path) < set(validation.path)
 
@@ -112,16 +147,17 @@ def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:
 def test_every_seed_holds_the_same_images_out(seed: str, tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "faces", CLASSES, train=8)
     line = ["--data-dir", str(tree), "--validation-split", "0.25", "--seed", seed]
+    line += ["--model-path", str(tmp_path / "m.h5")]
     args = train.parse_args([*line, "--classes", *CLASSES])
-    index, _ = utils.index_folder(tree / "train", CLASSES)
-    validation = train.index_data(args)[0]["validation"]
-    assert validation.equals(train.split_validation(index, 0.25)[1])
+    split, _ = utils.index_folder(tree / "train", CLASSES)
+    validation = train.index_data(args)[0]["validation"].table
+    assert validation.equals(train.split_validation(split, 0.25)[1].table)
 
 
 def test_too_few_images_to_split(tree: Path) -> None:
-    index, _ = utils.index_folder(tree / "train", CLASSES)
+    split, _ = utils.index_folder(tree / "train", CLASSES)
     with pytest.raises(UserError, match=r"--validation-split 0\.01"):
-        train.split_validation(index, 0.01)
+        train.split_validation(split, 0.01)
 
 
 def test_the_table_counts_repeated_and_shared_images(
@@ -132,7 +168,8 @@ def test_the_table_counts_repeated_and_shared_images(
     for number in range(2):
         shutil.copy(source, tree / "test" / "happy" / f"leak{number}.png")
     parts = {n: utils.index_folder(tree / n, CLASSES)[0] for n in ("train", "test")}
-    parts["test"]["in_train"] = parts["test"].digest.isin(parts["train"].digest)
+    table = parts["test"].table
+    table["in_train"] = table.digest.isin(parts["train"].table.digest)
     unreadable = {"train": [f"file{i}: not an image" for i in range(7)], "test": []}
     train.describe_data(parts, unreadable)
     out = capsys.readouterr().out

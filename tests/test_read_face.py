@@ -157,7 +157,7 @@ def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
 
 def test_network_input(tmp_path: Path) -> None:
     path = write(tmp_path / "face.png", Image.fromarray(GRAY))
-    face = utils.read_face(path)
+    face = utils.to_input(utils.read_pixels(path))
     assert (face.shape, face.dtype) == ((48, 48, 1), np.float32)
     assert (face.min(), face.max()) == (0, 1)
     # Bit-equal to what the tutorials' ImageDataGenerator(rescale=1 / 255) gives.

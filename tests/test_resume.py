@@ -3,13 +3,10 @@
 The reference is the same training left alone: same weights, same history.
 """
 
-import contextlib
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import h5py
@@ -18,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from conftest import make_tree
+from conftest import file_size_limit, make_tree
 
 import train
 import utils
@@ -212,17 +209,6 @@ def test_no_broken_weights_are_kept(tmp_path: Path, name: str) -> None:
     assert about["history"] == [{"loss": 1.0, "val_loss": 2.0}]
 
 
-@contextlib.contextmanager
-def file_size_limit(limit: int) -> Generator[None, None, None]:
-    """Let no file grow beyond a number of bytes, as if the disk were full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_at_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "m.checkpoint.npz"
     checkpoint = train.Checkpoint(path, {"epochs": 9})
@@ -304,27 +290,6 @@ def test_only_one_training_at_a_model_path(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "m.lock").touch()  # of a process that was killed: means nothing
     with train.claiming(path):
         pass
-
-
-def test_an_image_that_vanishes(
-    stopped: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_epoch_begin, picture = train.FaceIterator.set_epoch, tree / "train/sad/00.png"
-
-    def vanish(self: train.FaceIterator, epoch: int) -> None:
-        on_epoch_begin(self, epoch)
-        if epoch == 3:
-            picture.unlink(missing_ok=True)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
-        patch.setattr(train.FaceIterator, "set_epoch", vanish)
-        main(stopped, tree, "--resume")
-    assert str(error.value) == (
-        f"train.py: error: {picture}: no such file; "
-        "it was readable at first. Mend it, and --resume"
-    )
-    about, _ = train.read_checkpoint(stopped / "m.checkpoint.npz")
-    assert len(about["history"]) == 3
 
 
 def test_out_of_memory(

@@ -52,10 +52,9 @@ def read_validation(
     class_names: list[str], fraction: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the faces, (n, 48, 48, 1), and the class indices of the part."""
-    index, _ = utils.index_folder(ROOT / "data" / "train", class_names)
-    _, part = train.split_validation(index, fraction)
-    faces = np.stack([utils.read_face(path) for path in part.path])
-    return faces, part.emotion.cat.codes.to_numpy()
+    split, _ = utils.index_folder(ROOT / "data" / "train", class_names)
+    _, validation = train.split_validation(split, fraction)
+    return validation.faces(), validation.labels
 
 
 def predict(model: train.keras.Model, faces: np.ndarray, all_views: bool) -> np.ndarray:
