@@ -351,20 +351,6 @@ def test_grad_cam_sees_what_matters() -> None:
     assert predict.grad_cam(model, pixels, 1).max() == 0  # nothing speaks for it
 
 
-def test_grad_cam_of_networks_side_by_side() -> None:
-    import train
-
-    pixels = np.random.default_rng(1).integers(0, 256, (48, 48), np.uint8)
-    small, large = (train.build_model((48, 48, 1), 3, f, 5) for f in ([4, 6], [8]))
-    alone = predict.grad_cam(small, pixels, 2)
-    assert alone.shape == (12, 12)
-    twice = predict.grad_cam(train.join([small, small]), pixels, 2)
-    np.testing.assert_allclose(twice, alone, atol=1e-4)
-    both = predict.grad_cam(train.join([small, large]), pixels, 2)
-    assert both.shape == (24, 24)
-    assert not np.allclose(both, predict.grad_cam(large, pixels, 2), atol=0.01)
-
-
 @pytest.fixture
 def strange(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: FakeDetector

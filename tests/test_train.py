@@ -72,9 +72,9 @@ def test_what_is_watched(
     monkeypatch.setattr(train, "fit", fit)
     with pytest.raises(SystemExit, match="enough"):
         run_main(tree, *SMALL, "--validation-split", split)
-    assert {Path(path).parts[-3] for path in parts[0].path} == {"train"}
-    assert {Path(path).parts[-3] for path in parts[1].path} == {watched}
-    assert set(parts[0].path).isdisjoint(parts[1].path)
+    assert {Path(path).parts[-3] for path in parts[0].table.path} == {"train"}
+    assert {Path(path).parts[-3] for path in parts[1].table.path} == {watched}
+    assert set(parts[0].table.path).isdisjoint(parts[1].table.path)
 
 
 def test_validation_part_end_to_end(tree: Path) -> None:
