@@ -173,7 +173,7 @@ def list_files(folder: Path) -> Iterator[str]:
     """Yield the path of every file below a folder, in a fixed order.
 
     Hidden files and folders, Thumbs.db and desktop.ini are passed over, links to
-    folders not followed. Endings do not matter: what is an image, its content decides.
+    folders followed. Endings do not matter: what is an image, its content decides.
 
     Raises:
         UserError: if a folder cannot be read.
@@ -182,7 +182,13 @@ def list_files(folder: Path) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}")
 
-    for parent, subfolders, names in os.walk(folder, onerror=fail):
+    seen = set()  # links may lead to one folder twice, or back to where they stand
+    for parent, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
         for name in sorted(names):
             if name[0] != "." and name.lower() not in PASSED_OVER:

@@ -91,6 +91,18 @@ def test_unreadable_files_are_left_out_and_told(tree: Path) -> None:
     assert names == ["empty.jpg", "notes.txt", "truncated.png"]
 
 
+def test_linked_folders_are_read(tree: Path) -> None:
+    folder = tree / "train" / "happy"
+    folder.rename(tree / "mine")
+    folder.mkdir()
+    (folder / "mine").symlink_to(tree / "mine")
+    (tree / "mine" / "loop").symlink_to(folder)
+    index, unreadable = utils.index_folder(tree / "train", CLASSES)
+    assert index.emotion.value_counts().to_dict() == dict.fromkeys(CLASSES, 12)
+    assert index.path[12] == str(folder / "mine" / "00.png")
+    assert unreadable == []
+
+
 def test_other_folders_are_left_out(tree: Path) -> None:
     split, _ = utils.index_folder(tree / "train", ["angry", "sad"])
     assert set(split.table.emotion) == {"angry", "sad"}

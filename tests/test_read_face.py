@@ -301,3 +301,27 @@ def test_list_files(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = [os.path.relpath(path, tmp_path) for path in utils.list_files(tmp_path)]
     assert found == ["A.JPG", "b.png", "deep/er/c"]
+
+
+def test_links_to_folders_are_followed_once_each(tmp_path: Path) -> None:
+    for name in ("here/own.png", "here/deep/b.png", "there/a.png", "there/on/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in {
+        "here/link": "../there",
+        "here/twice": "../there",
+        "here/deep/up": "..",
+        "there/back": "../here",
+        "there/on/on": "on",  # leads to itself: no folder
+        "there/nowhere": "missing",
+    }.items():
+        (tmp_path / link).symlink_to(target)
+    found = utils.list_files(tmp_path / "here")
+    assert [os.path.relpath(path, tmp_path / "here") for path in found] == [
+        "own.png",
+        "deep/b.png",
+        "link/a.png",
+        "link/nowhere",
+        "link/on/c.png",
+        "link/on/on",
+    ]
