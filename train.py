@@ -960,7 +960,8 @@ def claiming(model_path: Path) -> Generator[None, None, None]:
         check_space(model_path)
         yield
     finally:
-        os.unlink(lock.lock_file)  # first: who waits for it then sees that it went
+        with contextlib.suppress(PermissionError):  # of Windows: release deletes it
+            os.unlink(lock.lock_file)  # first: who waits for it then sees that it went
         lock.release()
 
 

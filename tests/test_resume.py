@@ -3,6 +3,9 @@
 The reference is the same training left alone: same weights, same history.
 """
 
+import contextlib
+import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -292,6 +295,34 @@ def test_only_one_training_at_a_model_path(tree: Path, tmp_path: Path) -> None:
         pass
 
 
+def test_where_open_files_cannot_be_deleted(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, unlink, replace = [], os.unlink, os.replace
+
+    def refuse_open(*paths: str | Path) -> None:
+        """Fail as Windows does."""
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # that of listdir itself
+                opened = os.readlink(f"/proc/self/fd/{number}")
+                if opened in [os.path.realpath(path) for path in paths]:
+                    refused.append(Path(opened).name)
+                    raise PermissionError(errno.EACCES, "Permission denied", opened)
+
+    def checked_unlink(path: str | Path, **options: object) -> None:
+        refuse_open(path)
+        unlink(path, **options)
+
+    def checked_replace(source: str | Path, target: str | Path) -> None:
+        refuse_open(source, target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "unlink", checked_unlink)
+    monkeypatch.setattr(os, "replace", checked_replace)
+    for _ in range(2):  # what is left keeps nobody off
+        main(tmp_path, tree)
+    assert refused == ["m.lock", "m.lock"]
+    assert (tmp_path / "m.h5").exists()
 def test_out_of_memory(
     stopped: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
