@@ -11,6 +11,7 @@ the model that is there.
 """
 
 import argparse
+import contextlib
 import csv
 import errno
 import functools
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 import utils
 from utils import UserError, percent, printable
@@ -36,8 +37,13 @@ from utils import UserError, percent, printable
 CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
 SEARCH_SIZE = 1024  # pixels of the longer side that faces are searched at
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
+MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
 PLACE = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
 NO_FACE = "no face found; if it is a closely cut face, say --faces never"
+
+
+class UsageError(UserError):
+    """Wrong usage that only the files tell: exit code 2."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -72,25 +78,94 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def find_images(images: Sequence[str]) -> Iterable[str]:
+def is_drawn(path: str | Path) -> bool:
+    """Tell by its mark whether draw wrote a file: a photo may have any name."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return MARK.encode() in file.read(512)
+    return False
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether a file is a picture, be it a damaged one."""
+    with contextlib.suppress(*utils.DECODER_ERRORS):
+        if os.path.isfile(path):
+            Image.open(path, formats=utils.FORMATS).close()
+            return True
+    return False
+
+
+def is_target(path: str | Path, targets: Sequence[Path]) -> bool:
+    """Tell whether a file is one of those to write, by whatever link or spelling."""
+    return os.path.isfile(path) and any(
+        os.path.isfile(target) and os.path.samefile(path, target) for target in targets
+    )
+
+
+def protect(path: str, targets: Sequence[Path]) -> str:
+    """Return the path of a file to read.
+
+    Raises:
+        UsageError: if it is one of those to write.
+    """
+    if is_target(path, targets):
+        raise UsageError(f"{path}: is to be read; name another file to write")
+    return path
+
+
+def spell(path: Path) -> str:
+    """Spell a path in one way, whether there is a file or not."""
+    return os.path.realpath(path).casefold()
+
+
+def check_targets(args: argparse.Namespace, targets: Sequence[Path]) -> set[str]:
+    """Return the names, as of spell, of the targets that are no folders.
+
+    Raises:
+        UsageError: if two of them are one, or one is the model, or would replace a
+            picture by records: whether a list on stdin will name it, nobody knows.
+    """
+    files = [p for p in targets if p == args.output or p.suffix.lower() in PICTURES]
+    names = set(map(spell, files))
+    if len(names) < len(files):
+        raise UsageError(f"{files[-1]}: is to be written twice; name another file")
+    protect(str(args.model), targets)
+    if args.output and is_picture(args.output):
+        raise UsageError(f"{args.output}: is a picture; name another file to write")
+    return names
+
+
+def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> Iterable[str]:
     """Replace each folder by the files below it, and - by the lines of stdin.
+
+    What earlier runs wrote there is passed over: what was drawn, and targets, files to
+    write, that are no pictures.
 
     Raises:
         UserError: if there is nothing of that name, or a folder holds no file.
+        UsageError: if an image is a target.
     """
+
+    def is_image(path: str) -> bool:
+        written = is_target(path, targets) and not is_picture(path)
+        return not written and not is_drawn(path)
+
     if images == ["-"]:
         # File names may be any bytes but the line end.
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
-        return (line.rstrip("\n") for line in sys.stdin if line.strip())
+        lines = (line.rstrip("\n") for line in sys.stdin if line.strip())
+        return (protect(line, targets) for line in lines)
     if not any(os.path.exists(image) for image in images):
         raise UserError(f"{images[0]}: no such file or folder")
     paths = []
     for image in images:
         is_folder = os.path.isdir(image)
-        found = list(utils.list_files(Path(image))) if is_folder else [image]
+        files = utils.list_files(Path(image)) if is_folder else ()
+        found = list(filter(is_image, files)) if is_folder else [image]
         if not found:
             raise UserError(f"{image}: no file in this folder")
-        paths += found
+        paths += [protect(path, targets) for path in found]
     return paths
 
 
@@ -148,6 +223,8 @@ def read_faces(path: str, faces: str) -> list[Face]:
     Raises:
         OSError: if the file cannot be read as an image.
     """
+    if is_drawn(path):
+        raise OSError(f"{path}: drawn by predict.py; name the photo itself")
     image = utils.open_image(path)
     if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
         return whole_face(image)
@@ -400,27 +477,38 @@ def draw(
         box = {"facecolor": color, "edgecolor": "none", "pad": 2}
         axis.text(x, y, text, va="bottom", fontsize=11, bbox=box)
     axis.set(xlim=(0, width), ylim=(height, 0))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = MARK
+    is_vector = target.suffix.lower() in (".pdf", ".svg")
+    options = {} if is_vector else {"pil_kwargs": {"exif": exif}}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with utils.replacing(target) as file:
-            figure.savefig(file, dpi=100)
+            figure.savefig(file, dpi=100, **options)
     except OSError as error:
         raise UserError(f"{target}: cannot write: {error.strerror}") from error
     plt.close(figure)
 
 
-def name_picture(target: Path, path: str, used: set[str]) -> Path:
-    """Name the file to draw an image into: target, or <image>.png in that folder."""
+def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
+    """Name the file to draw an image into: target, or <image>-<kind>.png there.
+
+    It is numbered if this run has used the name, or a file has it that was not drawn.
+    """
     if target.suffix.lower() in PICTURES:
         return target
+    stem = Path(path).stem
     # Bytes are what a file system counts: 255 a name, and more is put behind this one.
-    stem = name = os.fsdecode(os.fsencode(Path(path).stem)[:200])
-    number = 1
-    while name in used:
-        number += 1
-        name = f"{stem}-{number}"
-    used.add(name)
-    return target / f"{name}.png"
+    while len(os.fsencode(stem)) > 200:
+        stem = stem[:-1]
+    for number in itertools.count(1):
+        end = f"-{number}" if number > 1 else ""
+        picture = target / f"{stem}-{kind}{end}.png"
+        is_free = is_drawn(picture) or not os.path.lexists(picture)
+        if is_free and spell(picture) not in used:
+            break
+    used.add(spell(picture))
+    return picture
 
 
 class Output:
@@ -470,7 +558,9 @@ def make_progress_bar(hidden: bool) -> Any:
 
 def predict(args: argparse.Namespace) -> int:
     """Print what each image shows; return 1 if any has no face or is unreadable."""
-    paths = find_images(args.image)
+    targets = [path for path in (args.output, args.plot, args.explain) if path]
+    paths = find_images(args.image, targets)
+    used = check_targets(args, targets)
     total = len(paths) if isinstance(paths, list) else None
     for target in (args.plot, args.explain):
         if target and target.suffix.lower() in PICTURES and total != 1:
@@ -479,8 +569,7 @@ def predict(args: argparse.Namespace) -> int:
     read = functools.partial(read_faces, faces=args.faces)
     header = ["path", "status", "face", *PLACE, "emotion", "confidence", *names]
     header = ",".join([*header, "message\n"]) if args.format == "csv" else ""
-    failed, used = 0, {args.plot: set(), args.explain: set()}
-    output = Output(args.output)
+    failed, output = 0, Output(args.output)
     # On one terminal, lines and bar would get in each other's way.
     shared = sys.stdout.isatty() and not args.output
     with make_progress_bar(hidden=shared or total == 1) as bar:
@@ -502,14 +591,12 @@ def predict(args: argparse.Namespace) -> int:
             if isinstance(result, OSError):
                 continue
             if args.plot:
-                draw(name_picture(args.plot, path, used[args.plot]), records)
+                draw(name_picture(args.plot, path, "emotions", used), records)
             if args.explain:
                 best = [int(probabilities.argmax()) for _, probabilities in result]
                 faces = [face.pixels for face, _ in result]
                 heats = list(map(functools.partial(grad_cam, model), faces, best))
-                draw(
-                    name_picture(args.explain, path, used[args.explain]), records, heats
-                )
+                draw(name_picture(args.explain, path, "heat", used), records, heats)
     return failed
 
 
@@ -541,6 +628,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         sys.exit(evaluate(args) if args.evaluate else predict(args))
+    except UsageError as error:
+        print(f"predict.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         sys.exit(f"predict.py: error: {error}")
     except KeyboardInterrupt:

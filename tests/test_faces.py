@@ -311,15 +311,161 @@ def test_pictures(
     other.write_bytes(mixed[0].read_bytes())
     assert run("--image", *mixed, other, option, folder) == 1
     names = {path.name for path in folder.iterdir()}
-    assert names == {"crop.png", "crop-2.png", "photo.png"}
+    kind = {"--plot": "emotions", "--explain": "heat"}[option]
+    assert names == {f"crop-{kind}.png", f"crop-{kind}-2.png", f"photo-{kind}.png"}
     for path in folder.iterdir():
         with Image.open(path) as image:
             assert image.size == (1300, 650)
     assert run("--image", mixed[1], option, tmp_path / "one.png") == 0
-    same = (tmp_path / "one.png").read_bytes() == (folder / "photo.png").read_bytes()
-    assert same
+    drawn = folder / f"photo-{kind}.png"
+    assert (tmp_path / "one.png").read_bytes() == drawn.read_bytes()
     with pytest.raises(SystemExit, match="name a folder"):
         predict.main(["--image", *map(str, mixed), option, "one.png"])
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Return a folder of photos whose names are those of what would be drawn."""
+    folder = tmp_path / "album"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("mia.png", "sub/MIA.jpg", "sub/mia-emotions.png", "mia-emotions.png"):
+        (folder / name).write_bytes(CROP.read_bytes())
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what the files below a folder hold."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_what_was_drawn_is_drawn_anew_and_not_read(
+    album: Path, capsys: pytest.CaptureFixture
+) -> None:
+    photos, words = contents(album), ["--image", album, "--plot", album]
+    words += ["--explain", album, "--output", album / "result.csv", "--format", "csv"]
+    assert run(*words) == 0
+    assert capsys.readouterr() == ("", "")
+    written = contents(album)
+    drawn = {"mia-emotions-2.png", "MIA-emotions.png", "mia-emotions-emotions.png"}
+    drawn |= {"mia-emotions-emotions-2.png", "mia-emotions-heat.png", "mia-heat.png"}
+    drawn |= {"mia-emotions-heat-2.png", "MIA-heat-2.png"}
+    assert set(written) == {*photos, *drawn, "result.csv"}
+    assert written == written | photos
+    rows = (album / "result.csv").read_text().splitlines()[1:]
+    assert [Path(row.split(",")[0]).name for row in rows] == [
+        "mia-emotions.png",
+        "mia.png",
+        "MIA.jpg",
+        "mia-emotions.png",
+    ]
+    assert run(*words) == 0
+    assert capsys.readouterr() == ("", "")
+    assert contents(album) == written
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "pdf", "svg"])
+def test_the_file_drawn_into_is_no_input_of_the_next_run(
+    tmp_path: Path, ending: str, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mia.png").write_bytes(CROP.read_bytes())
+    target = tmp_path / f"a.{ending}"
+    words = ["--image", tmp_path, "--plot", target]
+    assert run(*words) == 0
+    first = capsys.readouterr()
+    assert run(*words) == 0
+    assert capsys.readouterr() == first
+    if ending in ("png", "jpg"):
+        assert run("--image", tmp_path) == 0
+        assert capsys.readouterr() == first
+        assert run("--image", target) == 1
+        message = "drawn by predict.py; name the photo itself"
+        assert capsys.readouterr().err == f"predict.py: error: {target}: {message}\n"
+
+
+def refuse(capsys: pytest.CaptureFixture, line: str, *words: object) -> None:
+    """Make sure that predict.py ends with a line and 2."""
+    assert run(*words) == 2
+    assert capsys.readouterr() == ("", f"predict.py: error: {line}\n")
+
+
+@pytest.mark.parametrize("option", ["--plot", "--explain", "--output"])
+def test_no_image_is_written_over(
+    album: Path,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    mia = album / "mia.png"
+    (album / "link.png").symlink_to("mia.png")
+    os.link(mia, album / "hard.png")
+    before, line = contents(album), "{}: is to be read; name another file to write"
+    monkeypatch.chdir(album)
+    for name in ("mia.png", "./sub/../mia.png", mia, "link.png", "hard.png"):
+        refuse(capsys, line.format(mia), "--image", mia, option, name)
+        refuse(capsys, line.format("link.png"), "--image", "link.png", option, name)
+    refuse(capsys, line.format("sub/MIA.jpg"), "--image", "sub", option, "sub/MIA.jpg")
+    Path("model.png").write_bytes((ROOT / MODEL).read_bytes())
+    words = ["--model", "model.png", "--image", mia, option, "model.png"]
+    refuse(capsys, line.format("model.png"), *words)
+    Path("model.png").unlink()
+    assert contents(album) == before
+
+
+def test_no_image_of_a_list_is_written_over(
+    album: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (album / "damaged.png").write_bytes(CROP.read_bytes()[:99])
+    (album / "notes.txt").write_text("no picture")
+    (album / "MIA-heat.png").write_bytes(CROP.read_bytes())
+    before = contents(album)
+    for output, named, line in (
+        ("mia.png", 500, "mia.png: is a picture; name another file to write"),
+        ("damaged.png", 500, "damaged.png: is a picture; name another file to write"),
+        ("notes.txt", 60, "../album/notes.txt: is to be read; name another file to w"),
+    ):
+        lines = [str(CROP)] * named + [f"../album/{output}"]
+        text = io.BytesIO("\n".join(lines).encode())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(text))
+        monkeypatch.chdir(album)
+        assert run("--image", "-", "--output", output) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith(f"predict.py: error: {line}")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"sub/MIA.jpg\n")))
+    assert run("--image", "-", "--explain", ".") == 0
+    assert set(contents(album)) == {*before, "MIA-heat-2.png"}
+    assert contents(album) == contents(album) | before
+
+
+def test_no_file_is_written_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = "{}: is to be written twice; name another file"
+    words = ["--image", CROP, "--plot", "a.png"]
+    refuse(capsys, line.format("b/../A.png"), *words, "--explain", "b/../A.png")
+    refuse(capsys, line.format("a.png"), *words, "--output", "a.png")
+    refuse(capsys, line.format("b"), *words[:2], "--plot", "b", "--output", "b")
+    assert list(tmp_path.iterdir()) == []
+    words[3] = "03-heat.png"
+    assert run(*words, "--explain", ".", "--output", "03-heat-2.png") == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"03-heat.png", "03-heat-2.png", "03-heat-3.png"}
+
+
+def test_names_are_cut_between_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(name: bytes) -> str:
+        return name.decode()  # as Windows does: without surrogates for broken bytes
+
+    monkeypatch.setattr(os, "fsdecode", decode)
+    path = "x" + 90 * "\u9854" + ".png"
+    (picture,) = {
+        predict.name_picture(tmp_path, name, "heat", set())
+        for name in (path, f"sub/{path}")
+    }
+    assert picture == tmp_path / ("x" + 66 * "\u9854" + "-heat.png")
 
 
 def test_grad_cam_sees_what_matters() -> None:
@@ -453,10 +599,11 @@ def test_messages_about_usage_are_safe_to_print(capsys: pytest.CaptureFixture) -
 
 
 def test_temporary_files_are_nobody_else_s(tmp_path: Path) -> None:
-    for name in ("a.png", "a.new.png"):
+    names = {"a.png", ".a-emotions.new.txt", "a-emotions.new.png"}
+    for name in names:
         (tmp_path / name).write_bytes(CROP.read_bytes())
-    assert run("--image", tmp_path, "--plot", tmp_path) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.new.png"}
+    assert run("--image", tmp_path / "a.png", "--plot", tmp_path) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "a-emotions.png"}
 
 
 def test_a_full_stdout() -> None:
