@@ -153,8 +153,8 @@ def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> Iterable
 
     if images == ["-"]:
         # File names may be any bytes but the line end.
-        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
-        lines = (line.rstrip("\n") for line in sys.stdin if line.strip())
+        utils.reconfigure(sys.stdin, errors="surrogateescape", newline="\n")
+        lines = (line.rstrip("\n") for line in sys.stdin or () if line.strip())
         return (protect(line, targets) for line in lines)
     if not any(os.path.exists(image) for image in images):
         raise UserError(f"{images[0]}: no such file or folder")
@@ -427,6 +427,7 @@ def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -
     axis.tick_params(length=0)
 
 
+@utils.plain_text()
 def draw(
     target: Path, records: list[dict[str, Any]], heats: list[np.ndarray] | None = None
 ) -> None:
@@ -435,12 +436,8 @@ def draw(
     Raises:
         UserError: if the file cannot be written, or the image no longer read.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in a class name is a $
-    import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.patches import Rectangle
 
     try:
         image = utils.open_image(records[0]["path"])
@@ -448,8 +445,8 @@ def draw(
         raise UserError(f"{error}; it was readable at first") from error
     width, height = image.size
     image.thumbnail((2000, 2000))
-    figure, (axis, bars) = plt.subplots(
-        1, 2, figsize=(13, 6.5), width_ratios=[2, 1], layout="constrained"
+    figure, (axis, bars) = utils.make_figure(
+        1, 2, figsize=(13, 6.5), width_ratios=[2, 1]
     )
     axis.imshow(image, cmap="gray", extent=(0, width, height, 0))
     axis.axis("off")
@@ -470,9 +467,7 @@ def draw(
             axis.imshow(
                 heats[i], "inferno", alpha=0.5, extent=extent, interpolation="bilinear"
             )
-        axis.add_patch(
-            plt.Rectangle((x, y), w, h, fill=False, color=color, linewidth=2)
-        )
+        axis.add_patch(Rectangle((x, y), w, h, fill=False, color=color, linewidth=2))
         text = record["emotion"].capitalize() if len(faces) == 1 else record["face"]
         box = {"facecolor": color, "edgecolor": "none", "pad": 2}
         axis.text(x, y, text, va="bottom", fontsize=11, bbox=box)
@@ -487,7 +482,6 @@ def draw(
             figure.savefig(file, dpi=100, **options)
     except OSError as error:
         raise UserError(f"{target}: cannot write: {error.strerror}") from error
-    plt.close(figure)
 
 
 def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
@@ -621,13 +615,18 @@ def evaluate(args: argparse.Namespace) -> int:
     return bool(unreadable)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; an expected failure is one line and exit code 1."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Raises:
+        SystemExit: with a line, which makes the code 1, if it fails as may be expected.
+    """
     warnings.filterwarnings("ignore", module="PIL")  # bad files are told by name
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be any bytes
+    # File names may be any bytes.
+    utils.reconfigure(sys.stdout, errors="backslashreplace")
     args = parse_args(argv)
     try:
-        sys.exit(evaluate(args) if args.evaluate else predict(args))
+        return evaluate(args) if args.evaluate else predict(args)
     except UsageError as error:
         print(f"predict.py: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -638,4 +637,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,11 +28,11 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 from scipy.optimize import minimize_scalar
@@ -853,9 +853,9 @@ def calibrate(model: keras.Model, validation: Split) -> float:
     return temperature
 
 
-def plot_learning_curves(history: pd.DataFrame, watched: str) -> plt.Figure:
+def plot_learning_curves(history: pd.DataFrame, watched: str) -> Figure:
     """Draw loss and accuracy of every epoch."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = utils.make_figure(1, 2, figsize=(10, 4))
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         sns.lineplot(history[metric], ax=axis, marker="o", label="train, augmented")
         sns.lineplot(history[f"val_{metric}"], ax=axis, marker="o", label=watched)
@@ -866,12 +866,12 @@ def plot_learning_curves(history: pd.DataFrame, watched: str) -> plt.Figure:
     return figure
 
 
-def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> plt.Figure:
+def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
     """Draw which share of each true class got which answer, with counts."""
     counts = np.array(metrics["confusion_matrix"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     label = np.vectorize("{:.0%}\n{}".format)
-    figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
+    figure, axis = utils.make_figure(figsize=(7, 6))
     sns.heatmap(
         pd.DataFrame(shares, class_names, class_names),
         annot=label(shares, counts),
@@ -888,12 +888,12 @@ def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> plt.Figu
     return figure
 
 
-def plot_reliability(metrics: dict) -> plt.Figure:
+def plot_reliability(metrics: dict) -> Figure:
     """Draw how often answers are right against how sure they are, in 15 bins."""
     bins = pd.DataFrame(metrics["reliability"])
     shown = bins[bins.images > 0]
-    figure, (axis, counts) = plt.subplots(
-        2, figsize=(6, 7), height_ratios=[3, 1], sharex=True, layout="constrained"
+    figure, (axis, counts) = utils.make_figure(
+        2, figsize=(6, 7), height_ratios=[3, 1], sharex=True
     )
     axis.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
     axis.plot(shown.confidence, shown.accuracy, marker="o", label="this model")
@@ -907,9 +907,9 @@ def plot_reliability(metrics: dict) -> plt.Figure:
     return figure
 
 
-def plot_class_distribution(splits: dict[str, Split]) -> plt.Figure:
+def plot_class_distribution(splits: dict[str, Split]) -> Figure:
     """Draw the number of images of each class."""
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure, axis = utils.make_figure(figsize=(8, 4))
     tables = {name: split.table for name, split in splits.items()}
     images = pd.concat(tables, names=["part"]).reset_index("part")
     sns.countplot(images, x="emotion", hue="part", ax=axis)
@@ -920,11 +920,11 @@ def plot_class_distribution(splits: dict[str, Split]) -> plt.Figure:
     return figure
 
 
-def plot_example_images(train: Split, seed: int) -> plt.Figure:
+def plot_example_images(train: Split, seed: int) -> Figure:
     """Draw up to eight training faces of each class, at random."""
     emotions, columns = train.table.emotion.cat.categories, 8
-    figure, axes = plt.subplots(len(emotions), columns, layout="constrained")
-    figure.set_size_inches(columns + 1, len(emotions) + 0.5)
+    size = columns + 1, len(emotions) + 0.5
+    figure, axes = utils.make_figure(len(emotions), columns, figsize=size)
     figure.suptitle("Training images, before augmentation")
     random = np.random.default_rng(seed)
     for number, (row, emotion) in enumerate(zip(axes, emotions, strict=True)):
@@ -1034,6 +1034,7 @@ def index_data(args: argparse.Namespace) -> tuple[dict[str, Split], str]:
     return splits, watched
 
 
+@utils.plain_text()
 def write_results(
     model: keras.Model,
     history: pd.DataFrame,
@@ -1063,8 +1064,6 @@ def write_results(
             history.to_csv(file)
         with utils.replacing(folder / "metrics.json") as file:
             file.write_text(json.dumps(attributes | metrics, indent=2) + "\n")
-        plt.switch_backend("Agg")
-        plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
         confusion = plot_confusion_matrix(metrics["test"], args.classes)
         figures = {
             "learning_curves.png": plot_learning_curves(history, watched),
@@ -1076,7 +1075,6 @@ def write_results(
         for name, figure in figures.items():
             with utils.replacing(folder / name) as file:
                 figure.savefig(file, dpi=120)
-            plt.close(figure)
         # The same file is there if a kill came before the checkpoint was deleted.
         there = args.model_path.exists()
         if there and not filecmp.cmp(args.model_path, new_model, shallow=False):
@@ -1144,8 +1142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; an expected failure is one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are listed by name
     # File names may be any bytes, and logs are to show each epoch as it ends.
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    signal.signal(signal.SIGTERM, terminate)
+    utils.reconfigure(sys.stdout, errors="backslashreplace", line_buffering=True)
     args = parse_args(argv)
     try:
         with claiming(args.model_path):
@@ -1160,7 +1157,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def leave(stop: SystemExit) -> None:
-    """Exit at once: TensorFlow's threads can make Python's orderly exit abort."""
+    """Exit at once: TensorFlow's threads can make Python's orderly exit abort.
+
+    Raises:
+        SystemExit: that same one in an interactive process, which is to go on.
+    """
+    if utils.is_interactive():
+        raise stop
     if isinstance(stop.code, str):
         print(stop.code, file=sys.stderr)
     sys.stdout.flush()
@@ -1168,6 +1171,8 @@ def leave(stop: SystemExit) -> None:
 
 
 if __name__ == "__main__":
+    if not utils.is_interactive():
+        signal.signal(signal.SIGTERM, terminate)
     try:
         main()
     except SystemExit as stop:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what takes long to import is imported where it is used
     import h5py
     import keras
     import pandas as pd
+    from matplotlib.figure import Figure
 
 IMAGE_SIZE = 48  # pixels a side, FER2013's own size
 RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
@@ -142,6 +143,20 @@ class ArgumentParser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
+def is_interactive() -> bool:
+    """Tell whether somebody goes on in this process: in a shell, a notebook, IDLE.
+
+    IPython, and with it Jupyter and Spyder, sets sys.ps1 as Python's own shell does.
+    """
+    return hasattr(sys, "ps1") or bool(sys.flags.inspect) or "idlelib" in sys.modules
+
+
+def reconfigure(stream: Any, **options: Any) -> None:
+    """Set options of a text stream, if it has any: those of notebooks have none."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(**options)
+
+
 @contextlib.contextmanager
 def starting_tensorflow() -> Iterator[None]:
     """Set TensorFlow up for its first import, and silence its start-up lines.
@@ -152,21 +167,23 @@ def starting_tensorflow() -> Iterator[None]:
     # TensorFlow leaves oneDNN's faster kernels off on processors without AVX-512 VNNI.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Without a console (pythonw) there are no streams, and Keras would miss them.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    if in_main and handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends without a traceback
-    try:
+    with contextlib.ExitStack() as after:
+        with contextlib.suppress(OSError):  # there is no file 2, either
+            stderr = os.dup(2)
+            after.callback(os.close, stderr)
+            after.callback(os.dup2, stderr, 2)
+            with open(os.devnull, "w") as devnull:
+                os.dup2(devnull.fileno(), 2)
+        in_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGINT)
+        is_default = in_main and handler is signal.default_int_handler
+        if is_default and not is_interactive():
+            after.callback(signal.signal, signal.SIGINT, handler)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback
         yield
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def list_files(folder: Path) -> Iterator[str]:
@@ -573,6 +590,29 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> Non
             f"always {class_names[most]} {percent(guess)}, "
             f"calibration error {part['calibration_error']:.3f}"
         )
+
+
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Let a $ in a class name be a $ in figures, and no formula."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):
+        yield
+
+
+def make_figure(
+    *grid: int, figsize: tuple[float, float], **options: Any
+) -> tuple[Figure, Any]:
+    """Make a figure and its axes.
+
+    pyplot would show it in a notebook, or open a window for it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = FigureCanvasAgg(Figure(figsize=figsize, layout="constrained")).figure
+    return figure, figure.subplots(*grid, **options)
 
 
 @contextlib.contextmanager

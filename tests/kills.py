@@ -33,7 +33,7 @@ EPOCHS = 4
 DEMO = ROOT / "data" / "demo"
 
 
-def start(run: Callable[[], None]) -> int:
+def start(run: Callable[[], int | None]) -> int:
     """Run in a process of its own, which need not import TensorFlow first."""
     sys.stdout.flush()
     if child := os.fork():
@@ -42,10 +42,9 @@ def start(run: Callable[[], None]) -> int:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     try:
-        run()
+        os._exit(run() or 0)
     except SystemExit as stop:
         train.leave(stop)
-    os._exit(0)
 
 
 def is_running(child: int) -> bool:

@@ -323,6 +323,8 @@ def test_where_open_files_cannot_be_deleted(
         main(tmp_path, tree)
     assert refused == ["m.lock", "m.lock"]
     assert (tmp_path / "m.h5").exists()
+
+
 def test_out_of_memory(
     stopped: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
