@@ -98,8 +98,8 @@ def test_linked_folders_are_read(tree: Path) -> None:
     (folder / "mine").symlink_to(tree / "mine")
     (tree / "mine" / "loop").symlink_to(folder)
     index, unreadable = utils.index_folder(tree / "train", CLASSES)
-    assert index.emotion.value_counts().to_dict() == dict.fromkeys(CLASSES, 12)
-    assert index.path[12] == str(folder / "mine" / "00.png")
+    assert index.table.emotion.value_counts().to_dict() == dict.fromkeys(CLASSES, 12)
+    assert index.table.path[12] == str(folder / "mine" / "00.png")
     assert unreadable == []
 
 
