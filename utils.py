@@ -186,6 +186,17 @@ def starting_tensorflow() -> Iterator[None]:
         yield
 
 
+def import_openvino() -> Any:
+    """Import OpenVINO, but not its converters of models.
+
+    These would bring openvino_telemetry, which sends statistics to its makers.
+    """
+    sys.modules.setdefault("openvino.tools", None)
+    import openvino
+
+    return openvino
+
+
 def list_files(folder: Path) -> Iterator[str]:
     """Yield the path of every file below a folder, in a fixed order.
 
