@@ -1,10 +1,10 @@
-"""Train a convolutional network that tells facial expressions apart.
+"""Train a convolutional network that classifies facial expressions.
 
     python train.py --epochs 15
     python train.py --epochs 15 --resume
     python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5
 
-It reads data/train/<emotion>/ and data/test/<emotion>/ and writes the model file that
+It reads data/train/<emotion>/ and data/test/<emotion>/. It writes the model file that
 predict.py loads, with its figures and plots beside it. Each epoch leaves a checkpoint
 there, from which --resume goes on.
 """
@@ -12,8 +12,11 @@ there, from which --resume goes on.
 import argparse
 import contextlib
 import filecmp
+import functools
 import hashlib
+import io
 import json
+import logging
 import math
 import os
 import platform
@@ -21,13 +24,15 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -49,36 +54,37 @@ with utils.starting_tensorflow():
     # are what this field's users know and extend.
     from tensorflow.keras.preprocessing.image import ImageDataGenerator, Iterator
 
+DATA_DIR = Path("data")
+
 # The recipe.
 CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
-FILTERS = [32, 64, 128, 256]  # a block each: twice as wide, half as large
+FILTERS = [32, 64, 128, 256]  # of each block: twice as wide, half as large
 DENSE_UNITS = 256  # of the layer that sees the whole face
-BATCH_SIZE = 128  # at most: large, since Muon's own work is done once a step
-STEPS = 100  # in an epoch at least, so that small data sets get enough, too ...
-SMALLEST_BATCH = 16  # ... but batches no smaller than batch normalization can bear
-LEARNING_RATE = 0.006  # at its highest; steps are as large as AdamW's would be
-FINE_TUNING = 1 / 6  # part of it that trained weights bear, and still forget little
-WARMUP = 0.1  # part of all steps in which the learning rate rises from 0
-WEIGHT_DECAY = 0.1  # of kernels, times the learning rate: old steps are forgotten
-LABEL_SMOOTHING = 0.05  # people disagree about labels; 0.1 left answers too unsure
-AVERAGED = 0.02  # part of all steps that moving averages look back on, against noise
-# Regularization grows with the number of images that a run will see: a short run has
-# more to learn than to forget. Between these lengths it is interpolated.
+BATCH_SIZE = 128  # images a step at most; Muon's own work is done once a step
+MIN_STEPS_PER_EPOCH = 100  # so that small data sets get enough steps, too ...
+MIN_BATCH_SIZE = 16  # ... but batch normalization needs so many images
+LEARNING_RATE = 0.006  # the highest; steps are as large as AdamW's would be
+FINE_TUNE_RATE_SCALE = 1 / 6  # trained weights bear less, or they forget
+WARMUP_FRACTION = 0.1  # of all steps, in which the learning rate rises from 0
+WEIGHT_DECAY = 0.1  # of kernels, times the learning rate
+LABEL_SMOOTHING = 0.05  # people disagree about labels; 0.1 made answers too unsure
+EMA_FRACTION = 0.02  # of all steps, which the moving average of weights looks back on
+# A short run has more to learn than to forget: regularization grows with the number of
+# images that a run will see. Between these lengths it is interpolated.
 IMAGES_SEEN = [0, 425_000, 2_900_000]  # the last two: 15 and 102 epochs of FER2013
 REGULARIZATION = {
     "dropout": [0, 0.4, 0.5],  # before each dense layer
     "rotation": [0, 12, 15],  # degrees to both sides
-    "shift": [0, 0.12, 0.15],  # part of the image, in each direction
-    "zoom": [0, 0.15, 0.2],  # part of the size, in and out
-    "erasing": [0, 0.25, 0.45],  # probability (Zhong et al. 2017)
+    "shift": [0, 0.12, 0.15],  # fraction of the image, in each direction
+    "zoom": [0, 0.15, 0.2],  # fraction of the size, in and out
+    "random_erasing": [0, 0.25, 0.45],  # probability (Zhong et al. 2017)
     "mixup": [0, 0, 0.3],  # alpha (Zhang et al. 2018): long runs learn wrong labels
 }
 STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
-AFFINE = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1}  # what changes nothing
-LAST_LAYER = "probabilities"  # its name, by which the optimizer knows it
-PRECISIONS = ["float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
+OUTPUT_LAYER = "probabilities"  # its name, by which the optimizer knows it
+AFFINE = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1}  # the identity
+PRECISIONS = ["auto", "float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
-
 
 GET_DATA = """. Get FER2013 with one of
   pip install kaggle && kaggle datasets download msambare/fer2013 --path data --unzip
@@ -88,89 +94,90 @@ or try the drawn faces that are here already:
   python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5"""
 
 
-def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
-    """Return a parser of numbers in [low, high]."""
-
-    def number(text: str) -> Any:  # argparse puts its name into messages
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not in [{low:g}, {high:g}]")
-        return value
-
-    return number
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; wrong usage exits with 2."""
-    count = number(int, 1, float("inf"))
     parser = utils.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--epochs", type=count, default=10, help="passes over the training images")
-    text = f"images a step, at most; fewer if an epoch had less than {STEPS} steps"
-    add("--batch-size", type=count, default=BATCH_SIZE, help=text)
-    rate = number(float, 1e-9, 1e3)
-    text = "highest learning rate of the schedule; with --fine-tune a sixth of it"
-    add("--learning-rate", type=rate, default=LEARNING_RATE, help=text)
-    text = "folder that holds train/<emotion>/ and test/<emotion>/"
-    add("--data-dir", type=Path, default=Path("data"), help=text)
-    text = "the .h5 file to write; figures and plots go beside it"
-    add("--model-path", type=Path, default=utils.MODEL_PATH, help=text)
-    text = "same seed, same batches; on one CPU also the same weights"
-    add("--seed", type=number(int, 0, 2**32 - 1), default=1, help=text)
-    text = "width of each block of two convolutions; each block halves the image"
-    add("--filters", type=count, nargs="+", default=FILTERS, help=text)
-    text = "width of the dense layer before the last"
-    add("--dense-units", type=count, default=DENSE_UNITS, help=text)
-    text = "folders to tell apart, in the order of the network's outputs"
-    add("--classes", nargs="+", default=CLASS_NAMES, help=text)
-    text = "part of train/ to hold out and watch in place of test/"
-    fraction = number(float, 0, 0.9)
-    add("--validation-split", type=fraction, default=0.0, help=text)
-    text = "what to calculate in; auto: the fastest that the machine has hardware for"
-    add("--precision", choices=["auto", *PRECISIONS], default="auto", help=text)
-    text = "model file whose network to go on with, in place of a new one"
-    add("--fine-tune", metavar="MODEL", help=text)
-    group = parser.add_mutually_exclusive_group()
-    text = "go on with the unfinished training of this model path"
-    group.add_argument("--resume", action="store_true", help=text)
-    text = "throw the unfinished training of this model path away"
-    group.add_argument("--restart", action="store_true", help=text)
+    add("--epochs", type=int, default=10, help="passes over the training images")
+    add("--batch-size", type=int, default=BATCH_SIZE, help="images a step, at most")
+    rate = {"type": float, "default": LEARNING_RATE}
+    add("--learning-rate", **rate, help="the highest; with --fine-tune a sixth of it")
+    add("--data-dir", type=Path, default=DATA_DIR, help="holds train/ and test/")
+    model = {"type": Path, "default": utils.MODEL_PATH}
+    add("--model-path", **model, help=".h5 file to write; plots go beside it")
+    add("--seed", type=int, default=1, help="same seed, same batches")
+    add("--filters", type=int, nargs="+", default=FILTERS, help="width of each block")
+    units = {"type": int, "default": DENSE_UNITS}
+    add("--dense-units", **units, help="width of the dense layer before the last")
+    names = {"nargs": "+", "default": CLASS_NAMES}
+    add("--classes", **names, help="class folders, in the order of the outputs")
+    split = {"type": float, "default": 0.0}
+    add("--validation-split", **split, help="fraction of train/ to validate on")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: the fastest")
+    add("--fine-tune", metavar="MODEL", help="model file whose network to go on with")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--resume", action="store_true", help="go on with the unfinished training")
+    add("--restart", action="store_true", help="throw the unfinished training away")
     args = parser.parse_args(argv)
-    if args.model_path.suffixes[-2:] == [".weights", ".h5"]:
-        parser.error("--model-path: Keras keeps .weights.h5 for weights alone")
-    if args.model_path.suffix != ".h5":
-        parser.error(f"--model-path must end in .h5: {args.model_path}")
+    if min(args.epochs, args.batch_size, args.dense_units, *args.filters) < 1:
+        parser.error("--epochs, --batch-size, --filters, --dense-units: 1 or more")
+    if not (0 < args.learning_rate <= 1000 and 0 <= args.validation_split <= 0.9):
+        parser.error("--learning-rate or --validation-split is out of range")
+    if not 0 <= args.seed < 2**32:
+        parser.error("--seed is out of range")
+    if IMAGE_SIZE >> len(args.filters) < 1:
+        parser.error(f"--filters: {len(args.filters)} blocks leave nothing to see")
     if not utils.are_class_names(args.classes):
         parser.error("--classes needs two or more different names that can be printed")
-    if IMAGE_SIZE >> len(args.filters) < 1:
-        parser.error(
-            f"--filters: {len(args.filters)} blocks leave nothing of the image"
-        )
-    if args.fine_tune:
-        if (args.filters, args.dense_units) != (FILTERS, DENSE_UNITS):
-            parser.error(
-                "--fine-tune goes on with the network that its model file holds: leave "
-                "--filters and --dense-units out"
-            )
-        args.filters = args.dense_units = None
+    if args.model_path.suffix != ".h5" or args.model_path.stem.endswith(".weights"):
+        parser.error("--model-path must end in .h5, but not in .weights.h5")
+    if args.model_path.is_dir():
+        parser.error(f"--model-path: {args.model_path} is a folder")
     return args
+
+
+def index_data(args: argparse.Namespace) -> dict[str, Split]:
+    """Decode the images of the data folder, and print what there is.
+
+    Returns:
+        The splits: train, test (its table with a column in_train), and validation if
+        one is held out.
+    """
+    splits, unreadable, ignored = {}, {}, set()
+    for name in ("train", "test"):
+        folder = args.data_dir / name
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder", hint=GET_DATA)
+        # Decoded pixels go beside the model: the system's own folder can be memory.
+        splits[name], unreadable[name] = utils.index_folder(
+            folder, args.classes, scratch=args.model_path.parent
+        )
+        ignored.update(set(utils.list_folders(folder)) - set(args.classes))
+    if ignored:
+        names = printable(", ".join(sorted(ignored)))
+        print(f"ignored, not among the classes: {names}")
+    train, test = splits["train"], splits["test"]
+    test.table["in_train"] = test.table.digest.isin(train.table.digest)
+    if args.validation_split:
+        splits["train"], splits["validation"] = split_validation(
+            train, args.validation_split
+        )
+    describe_data(splits, unreadable)
+    return splits
 
 
 def split_validation(split: Split, fraction: float) -> tuple[Split, Split]:
     """Split images at random, every emotion alike, equal images on one side.
 
     The same images always give the same parts, whatever --seed is, and a larger
-    fraction holds a smaller one: what one training held out, another that goes on from
-    it must not learn.
+    fraction holds a smaller one: a training that goes on from another must not learn
+    what that one held out.
 
     Returns:
         The part to train on, and about the given fraction to validate on.
-
-    Raises:
-        UserError: if a part would lack an emotion.
     """
     table = split.table.drop_duplicates("digest").groupby("emotion", observed=False)
     chosen = table.sample(frac=fraction, random_state=1).digest
@@ -184,26 +191,25 @@ def split_validation(split: Split, fraction: float) -> tuple[Split, Split]:
 
 
 def describe_data(splits: dict[str, Split], unreadable: dict[str, list[str]]) -> None:
-    """Print how many images there are, stand there repeatedly, or were left out."""
+    """Print how many images there are, how many are repeated, and how many ignored."""
     tables = {name: split.table for name, split in splits.items()}
     counts = {name: table.emotion.value_counts() for name, table in tables.items()}
     shown = pd.DataFrame(counts).rename(index=str).rename_axis(index=None)
     shown.loc["all"] = shown.sum()
     shown.loc["repeated"] = [t.digest.duplicated().sum() for t in tables.values()]
-    shown.loc["also in train"] = [
-        table.in_train.sum() if name == "test" else 0 for name, table in tables.items()
-    ]
-    shown.loc["left out"] = [len(unreadable.get(name, [])) for name in tables]
+    shown.loc["also in train"] = 0
+    shown.loc["also in train", "test"] = tables["test"].in_train.sum()
+    shown.loc["ignored"] = [len(unreadable.get(name, [])) for name in tables]
     print(f"\n{shown.to_string()}\n")
     for name, lines in unreadable.items():
         for line in lines[:5]:
-            print(f"left out: {printable(line)}")
+            print(f"ignored: {printable(line)}")
         if len(lines) > 5:
-            print(f"left out: {len(lines) - 5} more in {name}")
+            print(f"ignored: {len(lines) - 5} more in {name}")
 
 
 class FaceGenerator(ImageDataGenerator):
-    """Keras' ImageDataGenerator; Pillow rotates, shifts and zooms in SciPy's place.
+    """Keras' ImageDataGenerator; Pillow rotates, shifts and zooms instead of SciPy.
 
     The results are the same, in half the time.
     """
@@ -216,7 +222,7 @@ class FaceGenerator(ImageDataGenerator):
         theta, tx, ty, zx, zy = (rest.pop(name) for name in AFFINE)
         cos, sin = math.cos(math.radians(theta)), math.sin(math.radians(theta))
         half = len(x) / 2
-        # Pillow leaves black what lies outside: so give it a border, as wide as needed.
+        # Pillow leaves black what lies outside: add a border, as wide as is needed.
         reach = half * max(zx, zy) * (abs(cos) + abs(sin)) + abs(tx) + abs(ty)
         border = math.ceil(max(0, reach - half)) + 1
         edge = np.clip(np.arange(-border, len(x) + border), 0, len(x) - 1)
@@ -227,14 +233,14 @@ class FaceGenerator(ImageDataGenerator):
         image = image.transform(
             x.shape[:2],
             Image.Transform.AFFINE,
-            (a, b, c, d, e, f),  # from a place in the result to its origin
+            (a, b, c, d, e, f),  # from a pixel of the result to where it comes from
             Image.Resampling.BILINEAR,
         )
         return super().apply_transform(np.asarray(image)[..., np.newaxis], rest)
 
 
 class FaceIterator(Iterator):
-    """Stream the images of an index through an ImageDataGenerator, batch by batch.
+    """Stream the images of a split through an ImageDataGenerator, batch by batch.
 
     Shuffled, for training, it gives whole batches only; in order, it gives every image.
     A batch depends on seed, epoch and its number, not on the threads that ask for it.
@@ -247,7 +253,7 @@ class FaceIterator(Iterator):
         batch_size: int,
         shuffle: bool,
         seed: int,
-        erasing: float = 0,
+        random_erasing: float = 0,
         mixup: float = 0,
         workers: int = WORKERS,
     ) -> None:
@@ -257,7 +263,7 @@ class FaceIterator(Iterator):
         self.split, self.generator = split, generator
         self.labels = split.labels
         self.num_classes = len(split.table.emotion.cat.categories)
-        self.erasing, self.mixup = erasing, mixup
+        self.random_erasing, self.mixup = random_erasing, mixup
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -265,7 +271,7 @@ class FaceIterator(Iterator):
         return max(1, self.n // self.batch_size) if self.shuffle else super().__len__()
 
     def __getitem__(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return faces (n, 48, 48, 1) in [0, 1] and class shares (n, num_classes)."""
+        """Return faces (n, 48, 48, 1) in [0, 1] and labels (n, num_classes)."""
         rows = self.index_array[batch * self.batch_size :][: self.batch_size]
         faces = self.split.faces(rows)
         labels = np.eye(self.num_classes, dtype=np.float32)[self.labels[rows]]
@@ -276,12 +282,12 @@ class FaceIterator(Iterator):
         for face, transform in zip(faces, parameters, strict=True):
             face[:] = self.generator.apply_transform(face, transform)
             face[:] = self.generator.standardize(face)
-            if random.random() < self.erasing:
+            if random.random() < self.random_erasing:
                 erase(face, random)
         if self.mixup:
-            own = random.beta(self.mixup, self.mixup, (len(rows), 1)).astype("float32")
-            labels = mix(labels, own)
-            faces = mix(faces, own[..., None, None])
+            lam = random.beta(self.mixup, self.mixup, (len(rows), 1)).astype("float32")
+            labels = mix(labels, lam)
+            faces = mix(faces, lam[..., None, None])
         return faces, labels
 
     def set_epoch(self, epoch: int) -> None:
@@ -309,9 +315,142 @@ def erase(face: np.ndarray, random: np.random.Generator) -> None:
     face[top : top + height, left : left + width] = noise
 
 
-def mix(values: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Mix what each image has with its neighbour's, of which it keeps its own share."""
-    return own * values + (1 - own) * np.roll(values, 1, axis=0)
+def mix(values: np.ndarray, lam: np.ndarray) -> np.ndarray:
+    """Mix lam of each image's values with 1 - lam of its neighbour's."""
+    return lam * values + (1 - lam) * np.roll(values, 1, axis=0)
+
+
+def make_iterators(
+    train: Split, validation: Split, args: argparse.Namespace
+) -> tuple[FaceIterator, FaceIterator]:
+    """Stream the training images augmented, the validation images as they are."""
+    images = len(train.table)
+    strength = choose_regularization(args, images)
+    augmented = FaceGenerator(
+        horizontal_flip=True,
+        rotation_range=strength["rotation"],
+        width_shift_range=strength["shift"],
+        height_shift_range=strength["shift"],
+        zoom_range=strength["zoom"],
+    )
+    options = {name: strength[name] for name in ("random_erasing", "mixup")}
+    size = min(args.batch_size, max(MIN_BATCH_SIZE, images // MIN_STEPS_PER_EPOCH))
+    return (
+        FaceIterator(train, augmented, size, True, args.seed, **options),
+        FaceIterator(validation, ImageDataGenerator(), size, False, args.seed),
+    )
+
+
+def choose_regularization(args: argparse.Namespace, images: int) -> dict[str, float]:
+    """Return the strength of each regularization for a run on so many images.
+
+    Weights to fine-tune have seen many images before: they get no less than a run of
+    fifteen epochs of FER2013 does.
+    """
+    seen = max(args.epochs * images, IMAGES_SEEN[1] if args.fine_tune else 0)
+    return {
+        name: float(np.interp(seen, IMAGES_SEEN, strengths))
+        for name, strengths in REGULARIZATION.items()
+    }
+
+
+def build_model(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    filters: Sequence[int] = tuple(FILTERS),
+    dense_units: int = DENSE_UNITS,
+    dropout: float = 0.0,
+    batch_normalization: type[keras.Layer] = keras.layers.BatchNormalization,
+) -> keras.Sequential:
+    """Build the network: a convolution, blocks of two more each, then two dense layers.
+
+    Each image is first brought to mean 0 and variance 1 (as the only group): light and
+    contrast tell nothing about a face. A convolution, half as wide as the first block,
+    sees the image at full resolution. A block pools right after its first convolution,
+    so that all behind it works on a quarter of the pixels. SiLU (Elfwing et al. 2018)
+    takes a little longer than ReLU and generalizes better.
+
+    What the network is trained with, dropout and batch_normalization, changes neither
+    its weights' shapes nor their order. First and last layer always keep float32.
+    """
+    layers = keras.layers
+
+    def convolve(width: int, *pool: keras.Layer) -> list[keras.Layer]:
+        conv = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+        return [
+            layers.Conv2D(width, 3, **conv),
+            *pool,
+            batch_normalization(),
+            layers.Activation("silu"),
+        ]
+
+    convolutions = convolve((filters[0] + 1) // 2)
+    for width in filters:
+        convolutions += convolve(width, layers.MaxPooling2D()) + convolve(width)
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.GroupNormalization(1, center=False, scale=False, dtype="float32"),
+            *convolutions,
+            layers.Flatten(),
+            layers.Dropout(dropout),
+            layers.Dense(dense_units, use_bias=False),
+            batch_normalization(),
+            layers.Activation("silu"),
+            layers.Dropout(dropout),
+            layers.Dense(
+                num_classes, activation="softmax", dtype="float32", name=OUTPUT_LAYER
+            ),
+        ],
+        name="face_classifier",
+    )
+
+
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization that trains in one kernel, in the precision of its input.
+
+    Keras' own is a dozen operations in float32, with which a step takes a fifth longer.
+    Both compute the same, but for the moving variance, which is the unbiased one here.
+    """
+
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: None = None
+    ) -> tf.Tensor:
+        """Normalize the last axis of inputs."""
+        if not training or len(inputs.shape) != 4:
+            return super().call(inputs, training=training, mask=mask)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs, self.gamma.value, self.beta.value, epsilon=self.epsilon
+        )
+        kept, new = self.momentum, 1 - self.momentum
+        self.moving_mean.assign(kept * self.moving_mean + new * mean)
+        self.moving_variance.assign(kept * self.moving_variance + new * variance)
+        return outputs
+
+
+class Muon(keras.optimizers.Muon):
+    """Muon (Jordan et al. 2024) for the kernels of convolutions, too.
+
+    It moves a matrix of weights by an orthogonal one, in all directions alike, as far
+    as AdamW would (Liu et al. 2025). Keras' own does so with dense layers alone. AdamW
+    moves the rest: gamma, beta, and the last layer.
+    """
+
+    matrix_dtype = "float32"  # in which products of matrices are calculated
+
+    def _should_use_adamw(self, variable: keras.Variable) -> bool:
+        return len(variable.shape) < 2 or OUTPUT_LAYER in variable.path
+
+    def lr_adjust(self, x: tf.Tensor) -> tf.Tensor:
+        """Leave a step as long as it is."""
+        return x
+
+    def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
+        """Return the orthogonal matrix next to a kernel (..., filters), as a step."""
+        matrix = tf.cast(tf.reshape(x, (-1, x.shape[-1])), self.matrix_dtype)
+        step = super().zeropower_via_newtonschulz5(matrix, steps)
+        step = self.rms_rate * max(matrix.shape) ** 0.5 * tf.cast(step, x.dtype)
+        return tf.reshape(step, x.shape)
 
 
 def choose_precision() -> str:
@@ -330,213 +469,85 @@ def choose_precision() -> str:
     return "mixed_bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
-@keras.saving.register_keras_serializable()  # clone_model asks for it
-class Muon(keras.optimizers.Muon):
-    """Muon (Jordan et al. 2024) for the kernels of convolutions, too.
-
-    It moves a matrix of weights by an orthogonal one, in all directions alike. Keras'
-    own does so with dense layers alone, and leaves the rest to AdamW; here that is the
-    rest: gamma, beta, and the last layer. Products are calculated in matrix_dtype.
-    """
-
-    matrix_dtype = "float32"
-
-    def _should_use_adamw(self, variable: keras.Variable) -> bool:
-        return len(variable.shape) < 2 or LAST_LAYER in variable.path
-
-    def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
-        """Return the orthogonal matrix next to a kernel (..., filters), as a step.
-
-        It is as large as a step of AdamW would be (Liu et al. 2025).
-        """
-        matrix = tf.cast(tf.reshape(x, (-1, x.shape[-1])), self.matrix_dtype)
-        step = super().zeropower_via_newtonschulz5(matrix, steps)
-        step = 0.2 * max(matrix.shape) ** 0.5 * tf.cast(step, x.dtype)
-        return tf.reshape(step, x.shape)
-
-
-class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalization that trains in one kernel, in the precision of its input.
-
-    Keras' own is a dozen operations in float32, which cost time at each pixel. Both
-    compute the same, but for the moving variance, which is the unbiased one here.
-    """
-
-    def call(
-        self, inputs: tf.Tensor, training: bool | None = None, mask: None = None
-    ) -> tf.Tensor:
-        """Normalize inputs of shape (n, height, width, channels)."""
-        if not training:
-            return super().call(inputs, training=training, mask=mask)
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs, self.gamma.value, self.beta.value, epsilon=self.epsilon
-        )
-        kept, new = self.momentum, 1 - self.momentum
-        self.moving_mean.assign(kept * self.moving_mean + new * mean)
-        self.moving_variance.assign(kept * self.moving_variance + new * variance)
-        return outputs
-
-
-def build_model(
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    filters: Sequence[int] = tuple(FILTERS),
-    dense_units: int = DENSE_UNITS,
-) -> keras.Sequential:
-    """Build the network: a convolution, blocks of two more each, then two dense layers.
-
-    Each image is first brought to mean 0 and variance 1 (as the only group): light and
-    contrast tell nothing about a face. A convolution, half as wide as the first block,
-    sees the image as it is. A block pools right after its first convolution, so that
-    all behind it works on a quarter of the pixels. SiLU (Elfwing et al. 2018) takes a
-    little longer than ReLU, and tells more of new faces.
-    """
-    layers = keras.layers
-
-    def convolve(width: int, *pool: keras.Layer) -> list[keras.Layer]:
-        conv = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
-        return [
-            layers.Conv2D(width, 3, **conv),
-            *pool,
-            layers.BatchNormalization(),
-            layers.Activation("silu"),
-        ]
-
-    convolutions = convolve((filters[0] + 1) // 2)
-    for width in filters:
-        convolutions += convolve(width, layers.MaxPooling2D()) + convolve(width)
-    return keras.Sequential(
-        [
-            keras.Input(input_shape),
-            layers.GroupNormalization(1, center=False, scale=False),
-            *convolutions,
-            layers.Flatten(),
-            layers.Dropout(0),
-            layers.Dense(dense_units, use_bias=False),
-            layers.BatchNormalization(),
-            layers.Activation("silu"),
-            layers.Dropout(0),
-            answer(num_classes),
-        ],
-        name="face_classifier",
-    )
-
-
-def answer(num_classes: int) -> keras.Layer:
-    """Make the layer that says how probable each class is."""
-    return keras.layers.Dense(num_classes, activation="softmax", name=LAST_LAYER)
-
-
-def make_network(args: argparse.Namespace) -> keras.Model:
-    """Build a network, or load the one to fine-tune.
-
-    The latter gets a new last layer if its file tells other classes apart.
-
-    Raises:
-        UserError: if the file cannot be loaded, or ends in another layer than answer's.
-    """
-    if not args.fine_tune:
-        shape = IMAGE_SIZE, IMAGE_SIZE, 1
-        return build_model(shape, len(args.classes), args.filters, args.dense_units)
-    model, class_names = utils.load_model(Path(args.fine_tune))
-    last = {"name": LAST_LAYER, "activation": "softmax", "use_bias": True}
-    if not last.items() <= model.layers[-1].get_config().items():
-        raise UserError(
-            f"{args.fine_tune}: it does not end in train.py's layer {LAST_LAYER}"
-        )
-    if class_names == args.classes:
-        return model
-    features = model.layers[-1].input
-    return keras.Model(model.inputs[0], answer(len(args.classes))(features))
-
-
-def copy_network(
-    model: keras.Model, change: Callable[[keras.Layer], keras.Layer]
-) -> keras.Model:
-    """Copy a network with its weights, each layer as change makes it anew."""
-    copy = keras.models.clone_model(model, clone_function=change)
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def to_training(
-    model: keras.Model, precision: str, dropout: float, momentum: float
-) -> keras.Model:
-    """Copy a network of Keras' own layers in float32 into one that trains fast.
-
-    First and last layer keep float32. Momentum is that of batch normalization's moving
-    averages.
-    """
-
-    def trained(layer: keras.Layer) -> keras.Layer:
-        kind, config = type(layer), layer.get_config() | {"dtype": precision}
-        if kind is keras.layers.GroupNormalization or layer.name == LAST_LAYER:
-            config["dtype"] = "float32"
-        if kind is keras.layers.Dropout:
-            config["rate"] = dropout
-        if kind is keras.layers.BatchNormalization:
-            config["momentum"] = momentum
-            if len(layer.input.shape) == 4:
-                kind = FusedBatchNormalization
-        return kind.from_config(config)
-
-    copy = copy_network(model, trained)
-    copy.dtype_policy = precision  # from which compile tells how to scale the loss
-    return copy
-
-
-def to_float32(model: keras.Model) -> keras.Model:
-    """Copy a network into Keras' own layers in float32, as the model file holds it."""
-
-    def plain(layer: keras.Layer) -> keras.Layer:
-        fused = isinstance(layer, FusedBatchNormalization)
-        kind = keras.layers.BatchNormalization if fused else type(layer)
-        return kind.from_config(layer.get_config() | {"dtype": "float32"})
-
-    return copy_network(model, plain)
-
-
 def compile_model(
-    model: keras.Model, learning_rate: float, steps: int, momentum: float
+    model: keras.Model, learning_rate: float, steps: int, ema_momentum: float
 ) -> None:
     """Set optimizer and loss for a training of so many steps.
 
-    The learning rate rises for a tenth of them, then falls to 0 along a cosine.
-    Momentum is that of the weights' moving average, which replaces them at the end.
+    The learning rate rises for a tenth of them, then falls to 0 along a cosine. The
+    exponential moving average (EMA) of the weights replaces them at the end.
     """
-    warmup_steps = int(WARMUP * steps)
+    warmup = int(WARMUP_FRACTION * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        steps - warmup_steps,
-        warmup_target=learning_rate,
-        warmup_steps=warmup_steps,
+        0.0, steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
     )
-    optimizer = Muon(
-        schedule,
-        weight_decay=WEIGHT_DECAY,
-        adam_weight_decay=WEIGHT_DECAY,
-        rms_rate=None,
-        use_ema=True,
-        ema_momentum=momentum,
-    )
+    decay = {"weight_decay": WEIGHT_DECAY, "adam_weight_decay": WEIGHT_DECAY}
+    optimizer = Muon(schedule, use_ema=True, ema_momentum=ema_momentum, **decay)
     if model.compute_dtype == "bfloat16":
         optimizer.matrix_dtype = "bfloat16"
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
     # Keras 3.15 cannot run several steps in one execution on several devices.
     devices = tf.distribute.get_strategy().num_replicas_in_sync
-    model.compile(
-        optimizer,
-        loss,
-        metrics=["accuracy"],
-        steps_per_execution=STEPS_PER_EXECUTION if devices == 1 else 1,
-    )
+    several = {"steps_per_execution": STEPS_PER_EXECUTION if devices == 1 else 1}
+    model.compile(optimizer, loss, metrics=["accuracy"], **several)
+
+
+def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Model:
+    """Build and compile the network for a training of so many steps, on all GPUs."""
+    keras.utils.set_random_seed(args.seed)
+    momentum = max(0, 1 - 1 / (EMA_FRACTION * steps))  # 0.99: about the last 100 steps
+    norm = functools.partial(FusedBatchNormalization, momentum=min(0.99, momentum))
+    several = len(tf.config.list_logical_devices("GPU")) > 1
+    strategy = tf.distribute.MirroredStrategy if several else tf.distribute.get_strategy
+    keras.config.set_dtype_policy(args.precision)
+    try:
+        with strategy().scope():
+            model = build_model(*network_shape(args), dropout, norm)
+            if args.fine_tune:
+                load_weights(model, args)
+            rate = args.learning_rate * (FINE_TUNE_RATE_SCALE if args.fine_tune else 1)
+            compile_model(model, rate, steps, momentum)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    return model
+
+
+def network_shape(args: argparse.Namespace) -> tuple:
+    """Return the arguments of build_model that the model file shows."""
+    shape = IMAGE_SIZE, IMAGE_SIZE, 1
+    return shape, len(args.classes), args.filters, args.dense_units
+
+
+def read_widths(args: argparse.Namespace) -> None:
+    """Take --filters and --dense-units from the model file to fine-tune."""
+    weights = utils.load_model(Path(args.fine_tune))[0].get_weights()
+    kernels = [array.shape for array in weights if array.ndim > 1]
+    args.filters = [shape[-1] for shape in kernels if len(shape) == 4][1::2] or FILTERS
+    args.dense_units = kernels[-2:][0][-1]
+
+
+def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
+    """Give a network the weights of the model file to fine-tune.
+
+    The last layer stays new if that file has other classes.
+    """
+    network, class_names = utils.load_model(Path(args.fine_tune))
+    weights = network.get_weights()
+    if class_names != args.classes:
+        weights[-2:] = model.get_weights()[-2:]
+    try:
+        model.set_weights(weights)
+    except ValueError as error:
+        raise UserError(
+            f"{args.fine_tune}: holds another network than build_model makes"
+        ) from error
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keep after each epoch all that a run needs to go on, in one file.
+    """Write after each epoch all that a run needs to go on, into one file.
 
-    Keras' own BackupAndRestore writes several, and a kill may come between them.
+    Keras' own BackupAndRestore writes several files, and a kill may come between them.
     Settings are what a resumed run must have in common with the one that began.
     """
 
@@ -547,23 +558,24 @@ class Checkpoint(keras.callbacks.Callback):
         self.state: list[np.ndarray] = []
 
     def load(self) -> None:
-        """Read the file that an unfinished run left.
-
-        Raises:
-            UserError: if it cannot be read, or other settings began it.
-        """
-        about, self.state = read_checkpoint(self.path)
-        self.history, begun = about["history"], about["settings"]
-        differences = [
-            "other images"
-            if name == "images"
-            else f"--{name.replace('_', '-')} {begun.get(name)}, not {value}"
+        """Read the file that an unfinished run left."""
+        try:
+            with np.load(self.path) as file:
+                about = json.loads(str(file["about"]))
+                begun, self.history = about["settings"], about["history"]
+                self.state = [file[str(i)] for i in range(len(file.files) - 1)]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{self.path}: not a checkpoint: {error}. Throw it away: --restart"
+            ) from error
+        different = [
+            f"{name} {begun.get(name)}, not {value}"
             for name, value in self.settings.items()
             if begun.get(name) != value
         ]
-        if differences:
+        if different:
             raise UserError(
-                f"{self.path}: begun with {'; '.join(differences)}. "
+                f"{self.path}: begun with {'; '.join(different)}. "
                 "Use the same settings, or throw it away: --restart"
             )
 
@@ -576,25 +588,21 @@ class Checkpoint(keras.callbacks.Callback):
         if not self.state:
             return
         self.model.optimizer.build(self.model.trainable_variables)
-        variables = self.variables()
-        if [v.shape for v in variables] != [value.shape for value in self.state]:
+        try:
+            for variable, value in zip(self.variables(), self.state, strict=True):
+                variable.assign(value)
+        except ValueError as error:
             raise UserError(
                 f"{self.path}: begun with another network. Throw it away: --restart"
-            )
-        for variable, value in zip(variables, self.state, strict=True):
-            variable.assign(value)
+            ) from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """Write the file anew.
-
-        Raises:
-            UserError: if the loss is infinite or NaN, or the file cannot be written.
-        """
+        """Write the file anew."""
         if not np.isfinite(list(logs.values())).all():
             raise UserError(
-                f"epoch {epoch + 1}: the loss is no number any more; lower "
-                f"--learning-rate ({self.settings['learning_rate']:g}) and begin anew: "
-                "--restart"
+                f"epoch {epoch + 1}: the loss became infinite or NaN; begin again with "
+                "--restart and a lower --learning-rate "
+                f"({self.settings['learning_rate']:g})"
             )
         self.history.append({name: float(value) for name, value in logs.items()})
         about = {"settings": self.settings, "history": self.history}
@@ -607,143 +615,45 @@ class Checkpoint(keras.callbacks.Callback):
             raise UserError(f"{self.path}: cannot write there: {error}") from error
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Read a checkpoint: what it tells (settings, history), and every variable.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        with np.load(path) as file:
-            about = json.loads(str(file["about"]))
-            return about, [file[str(i)] for i in range(len(file.files) - 1)]
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise UserError(
-            f"{path}: not a checkpoint: {error}. Throw it away: --restart"
-        ) from error
-
-
 def checkpoint_path(model_path: Path) -> Path:
     """Name the checkpoint of a model."""
     return model_path.with_suffix(".checkpoint.npz")
 
 
-def describe_settings(
-    args: argparse.Namespace, train: Split, watched: Split
+def make_settings(
+    args: argparse.Namespace, train: Split, validation: Split
 ) -> dict[str, Any]:
     """Collect what a resumed run must have in common with the one that began."""
-    apart = "data_dir", "model_path", "resume", "restart"
+    settings = dict(vars(args))
+    for name in ("data_dir", "model_path", "resume", "restart"):
+        del settings[name]
     digest = hashlib.blake2b(digest_size=8)
-    for part in (train, watched):
-        digest.update(part.labels)
-        digest.update(part.table.digest.to_numpy())
-    settings = {name: value for name, value in vars(args).items() if name not in apart}
+    for split in (train, validation):
+        digest.update(split.labels)
+        digest.update(split.table.digest.to_numpy())
     return settings | {"images": digest.hexdigest()}
 
 
-def regularize(images_seen: float) -> dict[str, float]:
-    """Return the strength of each regularization for a run of this length."""
-    return {
-        name: float(np.interp(images_seen, IMAGES_SEEN, strengths))
-        for name, strengths in REGULARIZATION.items()
-    }
-
-
-def choose_strength(args: argparse.Namespace, images: int) -> dict[str, float]:
-    """Return the strength of each regularization for a run on so many images.
-
-    Trained weights have seen many images before: they get what a long run does. But a
-    few epochs refine best on unmixed images (He et al. 2019, arXiv:1909.09148).
-    """
-    seen = args.epochs * images
-    if not args.fine_tune:
-        return regularize(seen)
-    strength = regularize(np.inf)
-    return strength if seen >= IMAGES_SEEN[1] else strength | {"mixup": 0.0}
-
-
-def make_generators(
-    train: Split, watched: Split, args: argparse.Namespace
-) -> tuple[FaceIterator, FaceIterator]:
-    """Stream the part to train on augmented, the watched one as it is."""
-    images = len(train.table)
-    strength = choose_strength(args, images)
-    augmented = FaceGenerator(
-        horizontal_flip=True,
-        rotation_range=strength["rotation"],
-        width_shift_range=strength["shift"],
-        height_shift_range=strength["shift"],
-        zoom_range=strength["zoom"],
-    )
-    others = {name: strength[name] for name in ("erasing", "mixup")}
-    size = min(args.batch_size, max(SMALLEST_BATCH, images // STEPS))
-    return (
-        FaceIterator(train, augmented, size, True, args.seed, **others),
-        FaceIterator(watched, ImageDataGenerator(), size, False, args.seed),
-    )
-
-
-def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Model:
-    """Build and compile the network for a training of so many steps, on all GPUs."""
-    keras.utils.set_random_seed(args.seed)
-    network = make_network(args)
-    momentum = max(0, 1 - 1 / (AVERAGED * steps))  # 0.99 averages the last 100 steps
-    several = len(tf.config.list_logical_devices("GPU")) > 1
-    strategy = tf.distribute.MirroredStrategy if several else tf.distribute.get_strategy
-    with strategy().scope():
-        model = to_training(network, args.precision, dropout, min(0.99, momentum))
-        rate = args.learning_rate * (FINE_TUNING if args.fine_tune else 1)
-        compile_model(model, rate, steps, momentum)
-    return model
-
-
-def check_network(model: keras.Model) -> None:
-    """Make sure that the model file can be loaded once it is written.
-
-    Raises:
-        UserError: if build_model was given layers that utils.load_model refuses.
-    """
-    try:
-        config = json.loads(to_float32(model).to_json())
-        utils.build_from_config(config, (utils.MAX_BYTES - utils.MAX_ATTRIBUTE) // 4)
-    except ValueError as error:
-        raise UserError(f"the network would not be loaded again: {error}") from error
-
-
 def fit(
-    train: Split, watched: Split, args: argparse.Namespace
+    train: Split, validation: Split, args: argparse.Namespace
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Train a new network, watching another part's images after each epoch.
+    """Train a network, validating it after each epoch.
 
     Returns:
         The network with the averaged weights of the last epoch, in float32, and the
         history: loss, accuracy, val_loss and val_accuracy of each epoch, from 1 on.
-
-    Raises:
-        UserError: if the network has layers that cannot be loaded, or the file to
-            fine-tune cannot; if the loss becomes infinite or NaN; if the checkpoint
-            cannot be written, or the one to resume does not fit; if memory does not
-            suffice.
     """
     path = checkpoint_path(args.model_path)
-    checkpoint = Checkpoint(path, describe_settings(args, train, watched))
+    checkpoint = Checkpoint(path, make_settings(args, train, validation))
     if args.resume:
         checkpoint.load()
         print(f"Resumed after epoch {len(checkpoint.history)} of {args.epochs}.")
-    train_generator, validation_generator = make_generators(train, watched, args)
-    steps = args.epochs * len(train_generator)
-    dropout = choose_strength(args, len(train.table))["dropout"]
+    train_iterator, validation_iterator = make_iterators(train, validation, args)
+    steps = args.epochs * len(train_iterator)
+    dropout = choose_regularization(args, len(train.table))["dropout"]
+    plain_model = build_model(*network_shape(args))
+    check_saving(plain_model, args)
     model = make_model(args, steps, dropout)
-    check_network(model)
     if not args.resume:
         path.unlink(missing_ok=True)
     model.summary()
@@ -754,13 +664,13 @@ def fit(
     )
     try:
         model.fit(
-            train_generator,
+            train_iterator,
             initial_epoch=len(checkpoint.history),
             epochs=args.epochs,
-            validation_data=validation_generator,
+            validation_data=validation_iterator,
             callbacks=[
-                keras.callbacks.SwapEMAWeights(),  # what is watched will be saved
-                train_generator.follow_epochs(),
+                keras.callbacks.SwapEMAWeights(),  # what is validated will be saved
+                train_iterator.follow_epochs(),
                 keras.callbacks.TerminateOnNaN(),
                 checkpoint,
             ],
@@ -770,81 +680,90 @@ def fit(
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         message = f"out of memory: lower --batch-size ({args.batch_size}) or --filters"
         raise UserError(message) from error
+    plain_model.set_weights(model.get_weights())
     epochs = pd.RangeIndex(1, args.epochs + 1, name="epoch")
-    return to_float32(model), pd.DataFrame(checkpoint.history, index=epochs)
+    return plain_model, pd.DataFrame(checkpoint.history, index=epochs)
 
 
-def describe_run(args: argparse.Namespace, splits: dict[str, Split]) -> dict:
-    """Collect what the model file tells about itself; no absolute paths.
+def check_saving(model: keras.Model, args: argparse.Namespace) -> None:
+    """Write a model file and load it, so that no training ends without one."""
+    about = {"class_names": args.classes, "rescale": RESCALE}
+    with tempfile.TemporaryDirectory(dir=args.model_path.parent) as folder:
+        path = Path(folder) / "model.h5"
+        save_model(model, path, about)
+        try:
+            utils.load_model(path)
+        except UserError as error:
+            raise UserError(f"build_model: {error.__cause__}") from error
 
-    A resumed run tells the same as one left alone.
+
+def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
+    """Write a model file: network, weights, and each value of about as JSON.
+
+    Kernels are rounded to float16, which halves the file; Keras loads them as float32,
+    and ignores the root attributes that about becomes.
     """
-    apart = "resume", "restart"
-    arguments = {name: value for name, value in vars(args).items() if name not in apart}
+    # HDF5 ends in a heap of errors on a full disk: find out before whether all fits.
+    path.write_bytes(os.urandom(4 * model.count_params() + utils.MAX_ATTRIBUTE))
+    logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
+    model.save(path, include_optimizer=False)
+    whole = io.BytesIO(path.read_bytes())
+    with h5py.File(whole) as source, h5py.File(path, "w") as target:
 
-    def without_folder(name: str | Path) -> str:
-        path = Path(name)
-        return path.name if path.is_absolute() else path.as_posix()
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group):
+                target.create_group(name).attrs.update(item.attrs)
+            else:
+                dtype = np.float16 if name.endswith("/kernel") else item.dtype
+                target[name] = item[...].astype(dtype)
 
-    for name in ("data_dir", "model_path", "fine_tune"):
-        if arguments[name] is not None:
-            arguments[name] = without_folder(arguments[name])
+        source.visititems(copy)
+        target.attrs.update(source.attrs)
+        for name, value in about.items():
+            target.attrs[name] = json.dumps(value)
+
+
+def describe_run(args: argparse.Namespace, splits: dict[str, Split]) -> dict[str, Any]:
+    """Collect what the model file tells about itself; no paths."""
+    arguments = make_settings(args, splits["train"], splits["test"])
     return {
         "class_names": args.classes,
         "image_size": IMAGE_SIZE,
-        "color_mode": "grayscale",
         "rescale": RESCALE,
-        "script": Path(__file__).name,
-        "arguments": arguments,
-        "seed": args.seed,
+        "arguments": arguments | {"fine_tune": bool(args.fine_tune)},
         "images": {name: len(split.table) for name, split in splits.items()},
         "versions": {"python": platform.python_version()}
         | {module.__name__: module.__version__ for module in (tf, keras, np)},
     }
 
 
-def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean squared distance of probabilities from the truth, in [0, 2].
-
-    Brier 1950. Probabilities have shape (n, num_classes), class indices (n,).
-    """
-    truth = np.eye(probabilities.shape[1])[labels]
-    return ((probabilities - truth) ** 2).sum(axis=1).mean()
-
-
 def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Make probabilities, shape (n, num_classes), less sure; or surer, below 1.
 
-    None changes which answer comes first (Guo et al. 2017).
+    The order of the classes stays (Guo et al. 2017).
     """
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     return softmax(logs / temperature, axis=1)
 
 
-def fit_temperature(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    score: Callable[[np.ndarray, np.ndarray], float] = brier_score,
-) -> float:
-    """Return the temperature, in [0.1, 10], that makes a score smallest.
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature with the smallest Brier score (Brier 1950).
 
-    Cross-entropy looks most at the surest answers, and leaves the others too sure:
-    label smoothing has kept the surest from being as sure as they could.
+    Cross-entropy would weigh the surest answers most, and leave the others too sure.
+    Probabilities have shape (n, num_classes), labels, class indices, (n,).
     """
+    truth = np.eye(probabilities.shape[1])[labels]
 
-    def error(temperature: float) -> float:
-        return score(temper(probabilities, temperature), labels)
+    def brier_score(temperature: float) -> float:
+        return ((temper(probabilities, temperature) - truth) ** 2).sum(axis=1).mean()
 
-    return float(minimize_scalar(error, bounds=(0.1, 10), method="bounded").x)
+    return float(minimize_scalar(brier_score, bounds=(0.1, 10), method="bounded").x)
 
 
 def calibrate(model: keras.Model, validation: Split) -> float:
-    """Divide the last layer's weights by the temperature that fits images best.
+    """Divide the last layer's weights by the temperature, and return it.
 
-    It is fitted on the mean of all views.
-
-    Returns:
-        The temperature.
+    It is fitted on the validation images, with test-time augmentation.
     """
     probabilities = utils.predict_split(model, validation)
     temperature = fit_temperature(probabilities, validation.labels)
@@ -853,12 +772,59 @@ def calibrate(model: keras.Model, validation: Split) -> float:
     return temperature
 
 
-def plot_learning_curves(history: pd.DataFrame, watched: str) -> Figure:
+@utils.plain_text()
+def write_results(
+    model: keras.Model,
+    history: pd.DataFrame,
+    splits: dict[str, Split],
+    args: argparse.Namespace,
+) -> tuple[dict, list[str]]:
+    """Write the model file, measure it, and write figures and plots beside it.
+
+    The model file takes its place last, so that a run that is stopped here can resume.
+    The one that it replaces becomes <name>.previous.h5.
+
+    Returns:
+        What metrics.json holds: describe_run, the temperature, utils.evaluate. And the
+        names of the files.
+    """
+    folder, about = args.model_path.parent, describe_run(args, splits)
+    about["temperature"] = None
+    if "validation" in splits:
+        about["temperature"] = calibrate(model, splits["validation"])
+    with utils.replacing(args.model_path) as new_model:
+        save_model(model, new_model, about)
+        metrics = utils.evaluate(utils.load_model(new_model)[0], splits["test"])
+        with utils.replacing(folder / "history.csv") as file:
+            history.to_csv(file)
+        with utils.replacing(folder / "metrics.json") as file:
+            file.write_text(json.dumps(about | metrics, indent=2) + "\n")
+        confusion = plot_confusion_matrix(metrics["test"], args.classes)
+        figures = {
+            "learning_curves.png": plot_learning_curves(history, splits),
+            "confusion_matrix.png": confusion,
+            "reliability.png": plot_reliability(metrics["test"]),
+            "class_distribution.png": plot_class_distribution(splits),
+            "example_images.png": plot_example_images(splits["train"], args.seed),
+        }
+        for name, figure in figures.items():
+            with utils.replacing(folder / name) as file:
+                figure.savefig(file, dpi=120)
+        old = args.model_path
+        # Equal files: a kill came after this one took its place. Keep the previous one.
+        if old.exists() and not filecmp.cmp(old, new_model, shallow=False):
+            with utils.replacing(old.with_suffix(".previous.h5")) as file:
+                shutil.copyfile(old, file)
+    return about | metrics, [old.name, "history.csv", "metrics.json", *figures]
+
+
+def plot_learning_curves(history: pd.DataFrame, splits: dict[str, Split]) -> Figure:
     """Draw loss and accuracy of every epoch."""
+    validation = "validation" if "validation" in splits else "test"
     figure, axes = utils.make_figure(1, 2, figsize=(10, 4))
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         sns.lineplot(history[metric], ax=axis, marker="o", label="train, augmented")
-        sns.lineplot(history[f"val_{metric}"], ax=axis, marker="o", label=watched)
+        sns.lineplot(history[f"val_{metric}"], ax=axis, marker="o", label=validation)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(title="Loss", ylabel="cross-entropy, smoothed labels (nats)")
     axes[1].set(title="Accuracy", ylabel="images classified right")
@@ -867,23 +833,22 @@ def plot_learning_curves(history: pd.DataFrame, watched: str) -> Figure:
 
 
 def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
-    """Draw which share of each true class got which answer, with counts."""
+    """Draw what fraction of each true class was classified as what, with counts."""
     counts = np.array(metrics["confusion_matrix"])
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    label = np.vectorize("{:.0%}\n{}".format)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axis = utils.make_figure(figsize=(7, 6))
     sns.heatmap(
-        pd.DataFrame(shares, class_names, class_names),
-        annot=label(shares, counts),
+        pd.DataFrame(fractions, class_names, class_names),
+        annot=np.vectorize("{:.0%}\n{}".format)(fractions, counts),
         fmt="",
         cmap="Blues",
         vmin=0,
         vmax=1,
-        cbar_kws={"label": "share of the true class", "format": PercentFormatter(1)},
+        cbar_kws={"label": "fraction of the true class", "format": PercentFormatter(1)},
         ax=axis,
     )
-    accuracy = 100 * metrics["accuracy"]
-    title = f"{metrics['images']} test images, accuracy {accuracy:.1f} %"
+    accuracy = utils.percent(metrics["accuracy"])
+    title = f"{metrics['images']} test images, accuracy {accuracy}"
     axis.set(title=title, xlabel="predicted", ylabel="true")
     return figure
 
@@ -911,8 +876,8 @@ def plot_class_distribution(splits: dict[str, Split]) -> Figure:
     """Draw the number of images of each class."""
     figure, axis = utils.make_figure(figsize=(8, 4))
     tables = {name: split.table for name, split in splits.items()}
-    images = pd.concat(tables, names=["part"]).reset_index("part")
-    sns.countplot(images, x="emotion", hue="part", ax=axis)
+    images = pd.concat(tables, names=["split"]).reset_index("split")
+    sns.countplot(images, x="emotion", hue="split", ax=axis)
     for bars in axis.containers:
         axis.bar_label(bars, fontsize=8)
     axis.set(title="Images of each emotion", xlabel="", ylabel="images")
@@ -942,22 +907,17 @@ def claiming(model_path: Path) -> Generator[None, None, None]:
     """Keep a model path, and what stands beside it, for this process alone.
 
     The lock ends with the block, or with the process, however that ends.
-
-    Raises:
-        UserError: if another process has it, or the place cannot be written to.
     """
-    if model_path.is_dir():
-        raise UserError(f"{model_path}: is a folder; name a file to write")
-    folder, lock = model_path.parent, FileLock(model_path.with_suffix(".lock"))
+    lock = FileLock(model_path.with_suffix(".lock"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        model_path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"{model_path}: another training is writing it") from error
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+        place, reason = model_path.parent, error.strerror
+        raise UserError(f"{place}: cannot write there: {reason}") from error
     try:
-        check_space(model_path)
         yield
     finally:
         with contextlib.suppress(PermissionError):  # of Windows: release deletes it
@@ -965,143 +925,28 @@ def claiming(model_path: Path) -> Generator[None, None, None]:
         lock.release()
 
 
-def check_space(model_path: Path) -> None:
-    """Make sure that a megabyte can be written under the longest name needed.
-
-    Raises:
-        UserError: if not.
-    """
-    probe = checkpoint_path(model_path).with_name(
-        f".{model_path.stem}.checkpoint.new.npz"
-    )
-    try:
-        probe.write_bytes(bytes(2**20))
-    except OSError as error:
-        raise UserError(f"{probe}: cannot write there: {error.strerror}") from error
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def check_checkpoint(args: argparse.Namespace) -> None:
-    """Make sure that an unfinished training is resumed or thrown away as was said.
-
-    Raises:
-        UserError: if one is there and neither was said, or none to resume.
-    """
-    checkpoint = checkpoint_path(args.model_path)
-    if args.resume and not checkpoint.exists():
-        raise UserError(f"{checkpoint}: no such file: no unfinished training to resume")
-    if checkpoint.exists() and not (args.resume or args.restart):
-        raise UserError(
-            f"{checkpoint}: an unfinished training. "
-            "Go on with it: --resume. Throw it away: --restart"
-        )
-
-
-def index_data(args: argparse.Namespace) -> tuple[dict[str, Split], str]:
-    """Decode the images of the data folder, and print what there is.
-
-    Returns:
-        The splits: train, test (its table with a column in_train), perhaps validation;
-        and the name of the one to watch.
-
-    Raises:
-        UserError: if the data do not serve.
-    """
-    splits, unreadable, others = {}, {}, set()
-    for name in ("train", "test"):
-        folder = args.data_dir / name
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder", hint=GET_DATA)
-        # Beside the model: the system's own folder can be memory.
-        scratch = args.model_path.parent
-        splits[name], unreadable[name] = utils.index_folder(
-            folder, args.classes, scratch
-        )
-        others.update(set(utils.list_folders(folder)) - set(args.classes))
-    if others:
-        names = printable(", ".join(sorted(others)))
-        print(f"left out, not among the classes: {names}")
-    train, test = splits["train"], splits["test"]
-    test.table["in_train"] = test.table.digest.isin(train.table.digest)
-    watched = "test"
-    if args.validation_split:
-        watched = "validation"
-        splits["train"], splits[watched] = split_validation(
-            train, args.validation_split
-        )
-    describe_data(splits, unreadable)
-    return splits, watched
-
-
-@utils.plain_text()
-def write_results(
-    model: keras.Model,
-    history: pd.DataFrame,
-    splits: dict[str, Split],
-    watched: str,
-    args: argparse.Namespace,
-) -> tuple[dict, list[str]]:
-    """Write the model file, measure it, and write figures and plots beside it.
-
-    The model file takes its place last, so that a run that is stopped here can resume.
-    The one that it replaces becomes <name>.previous.h5.
-
-    Returns:
-        What metrics.json holds: describe_run, the temperature, utils.evaluate. And the
-        names of the files.
-    """
-    folder, attributes = args.model_path.parent, describe_run(args, splits)
-    attributes["temperature"] = None
-    if "validation" in splits:
-        attributes["temperature"] = calibrate(model, splits["validation"])
-    with utils.replacing(args.model_path) as new_model:
-        utils.save_model(model, new_model, attributes)
-        saved_model, _ = utils.load_model(new_model)
-        metrics = utils.evaluate(saved_model, splits["test"])
-        utils.write_attributes(new_model, metrics)
-        with utils.replacing(folder / "history.csv") as file:
-            history.to_csv(file)
-        with utils.replacing(folder / "metrics.json") as file:
-            file.write_text(json.dumps(attributes | metrics, indent=2) + "\n")
-        confusion = plot_confusion_matrix(metrics["test"], args.classes)
-        figures = {
-            "learning_curves.png": plot_learning_curves(history, watched),
-            "confusion_matrix.png": confusion,
-            "reliability.png": plot_reliability(metrics["test"]),
-            "class_distribution.png": plot_class_distribution(splits),
-            "example_images.png": plot_example_images(splits["train"], args.seed),
-        }
-        for name, figure in figures.items():
-            with utils.replacing(folder / name) as file:
-                figure.savefig(file, dpi=120)
-        # The same file is there if a kill came before the checkpoint was deleted.
-        there = args.model_path.exists()
-        if there and not filecmp.cmp(args.model_path, new_model, shallow=False):
-            previous = args.model_path.with_suffix(".previous.h5")
-            with utils.replacing(previous) as file:
-                shutil.copyfile(args.model_path, file)
-    names = [args.model_path.name, "history.csv", "metrics.json", *figures]
-    return attributes | metrics, names
-
-
 def run(args: argparse.Namespace) -> None:
-    """Index, fit, evaluate, save, report.
-
-    Raises:
-        UserError: if the data do not serve, a file cannot be written, or an unfinished
-            training is in the way.
-    """
+    """Index, fit, save, evaluate, report."""
     begin, folder = time.monotonic(), args.model_path.parent
     if args.precision == "auto":
         args.precision = choose_precision()
-    check_checkpoint(args)
-    splits, watched = index_data(args)
-    model, history = fit(splits["train"], splits[watched], args)
+    checkpoint = checkpoint_path(args.model_path)
+    if args.resume and not checkpoint.exists():
+        raise UserError(f"{checkpoint}: no unfinished training to resume")
+    if checkpoint.exists() and not (args.resume or args.restart):
+        text = (
+            "an unfinished training; go on with --resume or discard it with --restart"
+        )
+        raise UserError(f"{checkpoint}: {text}")
+    if args.fine_tune:
+        read_widths(args)
+    splits = index_data(args)
+    validation = splits.get("validation", splits["test"])
     try:
-        metrics, names = write_results(model, history, splits, watched, args)
+        model, history = fit(splits["train"], validation, args)
+        metrics, names = write_results(model, history, splits, args)
     except OSError as error:
-        message = f"{folder}: cannot write there: {error}. Mend it, and --resume"
+        message = f"{folder}: cannot write there: {error}. Fix it, then use --resume"
         raise UserError(message) from error
     utils.describe_metrics(metrics, args.classes)
     if temperature := metrics["temperature"]:
@@ -1114,23 +959,7 @@ def run(args: argparse.Namespace) -> None:
     if args.model_path != utils.MODEL_PATH:
         command += ["--model", str(args.model_path)]
     print(f"\nNow try: {printable(shlex.join(command))}")
-    checkpoint_path(args.model_path).unlink()  # last: until here it can be resumed
-
-
-def describe_stop(model_path: Path, argv: Sequence[str]) -> str:
-    """Say what is kept of a training that was stopped, and how to go on."""
-    checkpoint = checkpoint_path(model_path)
-    try:
-        about, _ = read_checkpoint(checkpoint)
-    except UserError:
-        return "stopped before an epoch was complete; nothing is kept"
-    done, epochs = len(about["history"]), about["settings"]["epochs"]
-    words = [word for word in argv if word not in ("--resume", "--restart")]
-    command = shlex.join(["python", "train.py", *words, "--resume"])
-    return (
-        f"stopped; {done} of {epochs} epochs are kept in {checkpoint}. "
-        f"Go on with: {command}"
-    )
+    checkpoint.unlink()  # last: until here it can be resumed
 
 
 def terminate(number: int, frame: Any) -> None:
@@ -1150,18 +979,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt as stop:
-        words = sys.argv[1:] if argv is None else argv
-        line = printable(describe_stop(args.model_path, words))
-        print(f"train.py: {line}", file=sys.stderr)
+        kept = checkpoint_path(args.model_path).exists()
+        what = "--resume goes on" if kept else "no epoch was complete"
+        print(f"train.py: stopped; {what}", file=sys.stderr)
         sys.exit(128 + (stop.args or (signal.SIGINT,))[0])
 
 
 def leave(stop: SystemExit) -> None:
-    """Exit at once: TensorFlow's threads can make Python's orderly exit abort.
-
-    Raises:
-        SystemExit: that same one in an interactive process, which is to go on.
-    """
+    """Exit at once: TensorFlow's threads can make Python's orderly exit abort."""
     if utils.is_interactive():
         raise stop
     if isinstance(stop.code, str):

@@ -79,7 +79,7 @@ def make_models() -> list[bytes]:
             model = train.build_model((48, 48, 1), 2, filters, 2)
             path = Path(folder, "model.h5")
             attributes = {"class_names": ["happy", "sad"], "rescale": utils.RESCALE}
-            utils.save_model(model, path, attributes)
+            train.save_model(model, path, attributes)
             models.append(path.read_bytes())
     return models
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_figures: None) -> Pat
 def save(model: keras.Model, path: Path) -> None:
     """Write a model file."""
     about = {"class_names": CLASSES, "rescale": utils.RESCALE}
-    utils.save_model(model, path, about)
+    train.save_model(model, path, about)
 
 
 def main(folder: Path, name: str, *options: str) -> None:
@@ -50,7 +50,9 @@ def test_it_begins_with_the_weights(
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="full"):
         patch.setattr(train, "write_results", Mock(side_effect=OSError("full")))
         main(folder, "tuned.h5", *options)
-    with pytest.raises(SystemExit, match=r"h5, not None. Use the same"):
+    with pytest.raises(
+        SystemExit, match=r"fine_tune .*trained\.h5, not None\. Use the same"
+    ):
         main(folder, "tuned.h5", *options[:2], "--resume")
     main(folder, "tuned.h5", *options, "--resume")
     names = [weight.path for weight in utils.load_model(folder / "tuned.h5")[0].weights]
@@ -61,28 +63,21 @@ def test_it_begins_with_the_weights(
     assert moved == ["moving" in name for name in names]
     with h5py.File(folder / "tuned.h5") as file:
         arguments = json.loads(file.attrs["arguments"])
-    assert (arguments["fine_tune"], arguments["filters"]) == ("trained.h5", None)
+    assert (arguments["fine_tune"], arguments["filters"]) == (True, [4, 6])
 
 
 @pytest.mark.parametrize("classes", [["sad", "angry"], ["sad", "happy", "angry"]])
 def test_other_classes_get_a_new_last_layer(folder: Path, classes: list[str]) -> None:
     words = ["--fine-tune", str(folder / "trained.h5"), "--classes", *classes]
-    model = train.make_network(train.parse_args(words))
+    args = train.parse_args([*words, "--precision", "float32"])
+    train.read_widths(args)
+    assert (args.filters, args.dense_units) == ([4, 6], 5)
+    model = train.make_model(args, 10, 0)
     assert model.output_shape == (None, len(classes))
     before = weights(folder / "trained.h5")
     assert not np.array_equal(model.get_weights()[-2], before[-2])
     for weight, array in zip(model.get_weights()[:-2], before[:-2], strict=True):
         np.testing.assert_array_equal(weight, array)
-
-
-@pytest.mark.parametrize("width", ["--filters", "--dense-units"])
-def test_the_file_tells_the_widths(
-    width: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as error:
-        train.parse_args(["--fine-tune", "some.h5", width, "8"])
-    assert error.value.code == 2
-    assert "leave --filters and --dense-units out" in capsys.readouterr().err
 
 
 def test_without_a_model_file_nothing_is_thrown_away(folder: Path) -> None:
@@ -100,17 +95,17 @@ def test_a_network_of_another_kind(folder: Path) -> None:
         [keras.Input((48, 48, 1)), layers.Flatten(), layers.Dense(3, "softmax")]
     )
     save(model, folder / "dense.h5")
-    with pytest.raises(SystemExit, match=r"dense\.h5: it does not end in train\.py's"):
+    with pytest.raises(SystemExit, match=r"dense\.h5: holds another network than"):
         main(folder, "none.h5", "--fine-tune", str(folder / "dense.h5"))
 
 
-def test_it_is_gentle_and_mixes_nothing_unless_it_is_long(folder: Path) -> None:
-    words = ["--precision", "float32", "--classes", *CLASSES]
+def test_it_is_gentle(folder: Path) -> None:
+    words = ["--precision", "float32", "--filters", "4", "6", "--dense-units", "5"]
+    words += ["--classes", *CLASSES]
     args = train.parse_args([*words, "--fine-tune", str(folder / "trained.h5")])
-    full = train.regularize(10**9)
-    assert args.epochs == 10
-    assert train.choose_strength(args, images=42_499) == full | {"mixup": 0}
-    assert train.choose_strength(args, images=42_500) == full
+    strengths = [train.choose_regularization(args, n) for n in (36, 42_500, 42_501)]
+    assert strengths[0] == strengths[1] != strengths[2]
+    assert (strengths[0]["dropout"], strengths[0]["mixup"]) == (0.4, 0)
     rates = [
         float(train.make_model(a, 1000, 0).optimizer._learning_rate(100))
         for a in (train.parse_args(words), args)

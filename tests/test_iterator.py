@@ -28,7 +28,12 @@ def split() -> utils.Split:
 
 def training_iterator(split: utils.Split, **options: float) -> train.FaceIterator:
     """Return an iterator as training uses it."""
-    options = {"batch_size": 8, "seed": 5, "erasing": 0.5, "mixup": 0.2} | options
+    options = {
+        "batch_size": 8,
+        "seed": 5,
+        "random_erasing": 0.5,
+        "mixup": 0.2,
+    } | options
     generator = train.FaceGenerator(horizontal_flip=True, rotation_range=10)
     return train.FaceIterator(split, generator, shuffle=True, **options)
 
@@ -89,7 +94,7 @@ def test_other_seed_other_batches(split: utils.Split) -> None:
 
 
 def test_each_epoch_has_its_own_order_and_no_image_twice(split: utils.Split) -> None:
-    iterator = training_iterator(split, erasing=0, mixup=0)
+    iterator = training_iterator(split, random_erasing=0, mixup=0)
     iterator.generator = ImageDataGenerator()  # so that faces can be told apart
     orders = []
     for epoch in range(2):
@@ -127,7 +132,7 @@ def test_training_is_augmented_within_the_range(split: utils.Split) -> None:
 
 
 def test_mixup_mixes_faces_and_labels_alike(split: utils.Split) -> None:
-    iterator = training_iterator(split, erasing=0, mixup=1)
+    iterator = training_iterator(split, random_erasing=0, mixup=1)
     iterator.generator = ImageDataGenerator()
     mixed, shares = iterator[0]
     iterator.mixup = 0
@@ -144,7 +149,7 @@ def test_mixup_mixes_faces_and_labels_alike(split: utils.Split) -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1])
 def test_shares_follow_the_beta_distribution(split: utils.Split, alpha: float) -> None:
-    iterator = training_iterator(split, erasing=0, mixup=alpha, batch_size=36)
+    iterator = training_iterator(split, random_erasing=0, mixup=alpha, batch_size=36)
     iterator.generator = ImageDataGenerator()
     own = []
     for epoch in range(40):
@@ -174,7 +179,9 @@ def test_erasing_fills_one_rectangle_with_noise() -> None:
 
 @pytest.mark.parametrize("probability", [0, 0.25, 1])
 def test_so_many_are_erased(split: utils.Split, probability: float) -> None:
-    iterator = training_iterator(split, erasing=probability, mixup=0, batch_size=36)
+    iterator = training_iterator(
+        split, random_erasing=probability, mixup=0, batch_size=36
+    )
     iterator.generator = ImageDataGenerator()
     erased = 0
     for epoch in range(20):

@@ -25,7 +25,7 @@ ELSEWHERE = f"its {KERNEL} does not stand in the file as it is"
 
 def save(model: keras.Model, path: Path) -> Path:
     """Save a network as train.py does, whatever it is made of."""
-    utils.save_model(model, path, {"class_names": CLASSES, "rescale": 1 / 255})
+    train.save_model(model, path, {"class_names": CLASSES, "rescale": 1 / 255})
     return path
 
 

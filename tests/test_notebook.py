@@ -123,7 +123,7 @@ def test_train(
     with pytest.raises(SystemExit) as stop:
         start(lambda: train.main([*words, "--resume"]))
     path = tmp_path / "m.checkpoint.npz"
-    line = f"train.py: error: {path}: no such file: no unfinished training to resume"
+    line = f"train.py: error: {path}: no unfinished training to resume"
     assert stop.value.code == line
     with pytest.raises(SystemExit) as again:
         train.leave(stop.value)

@@ -135,14 +135,17 @@ def test_files_are_plain_float32(tree: Path, precision: str) -> None:
     assert metrics["arguments"]["precision"] == precision
 
 
-def test_to_float32_predicts_the_same() -> None:
-    model = train.build_model((48, 48, 1), 3, [4, 8], 5)
-    model = train.to_training(model, "mixed_bfloat16", dropout=0.5, momentum=0.9)
-    assert model.layers[1].compute_dtype == "bfloat16"
-    assert model.layers[-1].compute_dtype == "float32"
+def test_training_and_plain_networks_share_their_weights() -> None:
+    args = train.parse_args(["--filters", "4", "8", "--precision", "mixed_bfloat16"])
+    model = train.make_model(args, steps=1000, dropout=0.5)
+    assert model.layers[2].compute_dtype == "bfloat16"
+    ends = {model.layers[0].compute_dtype, model.layers[-1].compute_dtype}
+    assert ends == {"float32"}
+    norms = [x for x in model.layers if isinstance(x, train.FusedBatchNormalization)]
+    assert {layer.momentum for layer in norms} == {0.95}
+    plain = train.build_model(*train.network_shape(args))
+    plain.set_weights(model.get_weights())
     faces = np.random.default_rng(1).random((64, 48, 48, 1), np.float32)
-    plain = train.to_float32(model)
-    assert plain.name == model.name
     np.testing.assert_allclose(
         plain.predict_on_batch(faces), model.predict_on_batch(faces), atol=0.01
     )

@@ -61,7 +61,9 @@ def test_command_runs(command: str, run: Callable) -> None:
 
 def test_the_model_can_be_fine_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    model = train.make_network(train.parse_args(shlex.split(FINE_TUNE)[2:]))
+    args = train.parse_args([*shlex.split(FINE_TUNE)[2:], "--precision", "float32"])
+    train.read_widths(args)
+    model = train.make_model(args, 10, 0)
     shipped, _ = utils.load_model(utils.MODEL_PATH)
     np.testing.assert_array_equal(model.get_weights()[-2], shipped.get_weights()[-2])
 

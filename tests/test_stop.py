@@ -1,7 +1,6 @@
 """Real processes are stopped by signals, and go on as if they had not been."""
 
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -41,18 +40,16 @@ def test_real_processes_are_stopped_and_go_on(checkout: Path, tmp_path: Path) ->
     data = ["--data-dir", "data/demo", "--model-path"]
     words = ["train.py", *WORDS, *data, str(tmp_path / "a b" / "m.h5")]
     checkpoint = tmp_path / "a b" / "m.checkpoint.npz"
-    command = ["python", *words, "--resume"]
+    command = [*words, "--resume"]
 
     result = stop_in_epoch(checkout, words, 2, signal.SIGINT)
     assert result.returncode == 130
-    line = "train.py: stopped; {} of 4 epochs are kept in {}. Go on with: {}\n"
-    assert result.stderr == line.format(1, checkpoint, shlex.join(command))
-    command = shlex.split(result.stderr.split("Go on with: python ")[1])
+    assert result.stderr == "train.py: stopped; --resume goes on\n"
 
     result = stop_in_epoch(checkout, command, 3, signal.SIGTERM)
     assert result.returncode == 143
     assert result.stdout.count("Resumed after epoch 1 of 4.\n") == 1
-    assert result.stderr == line.format(2, checkpoint, shlex.join(["python", *command]))
+    assert result.stderr == "train.py: stopped; --resume goes on\n"
 
     result = stop_in_epoch(checkout, command, 4, signal.SIGKILL)
     assert result.returncode == -9

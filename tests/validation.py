@@ -1,4 +1,4 @@
-"""Measure a model on its own validation part: views, light, calibration.
+"""Measure a model on its own validation part: views, light.
 
     python train.py --validation-split 0.1 --model-path models/trial/trial.h5
     python tests/validation.py models/trial/trial.h5   # 3 minutes; needs data/train
@@ -74,38 +74,21 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return surprises(probabilities, labels).mean()
 
 
-def best_tempered(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return probabilities at the temperature of their smallest cross-entropy."""
-    best = train.fit_temperature(probabilities, labels, cross_entropy)
-    return train.temper(probabilities, best)
+def calibrated(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return probabilities at the temperature that train.py would choose."""
+    return train.temper(probabilities, train.fit_temperature(probabilities, labels))
 
 
 def describe(name: str, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Print accuracy, macro recall, and cross-entropy, as it is and at its best."""
+    """Print accuracy, macro recall, and cross-entropy, as it is and calibrated."""
     metrics = utils.classification_metrics(labels, probabilities)
     accuracy, recall = metrics["accuracy"], metrics["macro_recall"]
-    best = cross_entropy(best_tempered(probabilities, labels), labels)
+    best = cross_entropy(calibrated(probabilities, labels), labels)
     print(
         f"{name:32} {utils.percent(accuracy):>8} {utils.percent(recall):>12} "
         f"{cross_entropy(probabilities, labels):13.3f} {best:7.3f}",
         flush=True,
     )
-
-
-def describe_calibration(probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Print what the temperatures that two scores choose make of probabilities."""
-    print(f"\n{'calibration':24} temperature cross-entropy error too sure by")
-    scores = {"cross-entropy": cross_entropy, "Brier score": train.brier_score}
-    for name, score in scores.items():
-        best = train.fit_temperature(probabilities, labels, score)
-        calibrated = train.temper(probabilities, best)
-        sure, right = calibrated.max(axis=1), calibrated.argmax(axis=1) == labels
-        error = utils.calibration_metrics(sure, right)["calibration_error"]
-        print(
-            f"smallest {name:15} {best:11.3f} "
-            f"{cross_entropy(calibrated, labels):13.3f} {error:5.3f} "
-            f"{utils.percent(sure.mean() - right.mean()):>11}"
-        )
 
 
 def compare(
@@ -114,11 +97,11 @@ def compare(
     """Compare two models' probabilities, (n, num_classes), image by image.
 
     Returns:
-        Differences in accuracy and in cross-entropy at its best temperature; and their
-        standard errors.
+        Differences in accuracy and in calibrated cross-entropy; and their standard
+        errors.
     """
     scores = [
-        (p.argmax(axis=1) == labels, surprises(best_tempered(p, labels), labels))
+        (p.argmax(axis=1) == labels, surprises(calibrated(p, labels), labels))
         for p in (new, old)
     ]
     changes = np.subtract(*np.array(scores, float))
@@ -155,7 +138,7 @@ def main() -> None:
             old = predict(other, faces, all_views=new is usual)
             describe_changes(name, *compare(new, old, labels))
         print()
-    heads = f"{'accuracy':>8} {'macro recall':>12} {'cross-entropy':>13} {'at best':>7}"
+    heads = f"{'accuracy':>8} {'macro recall':>12} {'cross-entropy':>13} {'calibr.':>7}"
     print(f"{f'{len(faces)} validation images':32} {heads}\n\nviews")
     describe("one", one, labels)
     for name, scales in VIEWS.items():
@@ -164,7 +147,6 @@ def main() -> None:
     print("\nlight, one view")
     for name, change in LIGHT.items():
         describe(name, predict(model, change(faces), all_views=False), labels)
-    describe_calibration(usual, labels)
 
 
 if __name__ == "__main__":
