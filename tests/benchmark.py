@@ -1,11 +1,9 @@
 """Measure speed and memory, each contender in a process of its own.
 
-    python tests/benchmark.py speed    # training: 9 minutes; needs data/train
-    python tests/benchmark.py memory   # training: 15 minutes, 1.5 GB of disk
+    python tests/benchmark.py speed    # training: 10 minutes; needs data/train
+    python tests/benchmark.py memory   # training: 10 minutes, 2 GB of disk
     python tests/benchmark.py predict  # prediction: 5 minutes; needs data/test
-    pip install torch                  # if PyTorch is to be compared, too
 
-PyTorch has to be its build for CPUs: that for CUDA, 2.14.1, crashes beside TensorFlow.
 Contenders take turns, several times over, so that a drifting machine hits all alike;
 what is printed are medians. A step is forward and backward pass and update. Its
 floating-point operations are counted as three times those of the forward pass's
@@ -16,7 +14,6 @@ import argparse
 import collections
 import datetime
 import functools
-import itertools
 import json
 import os
 import platform
@@ -25,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,20 +58,14 @@ def flops(model: Any) -> int:
     return int(total)
 
 
-def dropout() -> float:
-    """Return the dropout of 15 epochs of FER2013."""
-    import train
-
-    return train.regularize(15 * 28_273)["dropout"]
-
-
 def default_model() -> tuple[Any, argparse.Namespace]:
-    """Build the network that python train.py trains in a long run."""
+    """Build the network that python train.py --epochs 15 trains."""
     import train
 
     args = train.parse_args(["--epochs", "15"])
     args.precision = train.choose_precision()
-    return train.make_model(args, steps=10_000, dropout=dropout()), args
+    dropout = train.choose_regularization(args, 28_273)["dropout"]
+    return train.make_model(args, steps=10_000, dropout=dropout), args
 
 
 def in_memory() -> dict[str, Any]:
@@ -94,45 +86,50 @@ def in_memory() -> dict[str, Any]:
     return {"images/s": rate(step, images), "flops": flops(model)}
 
 
-def epoch_rate(model: Any, batches: Any, batch_size: int, **options: Any) -> float:
-    """Return the images a second of an epoch of fit, without its beginning and end."""
+def fit_rate(model: Any, batches: Any, batch_size: int, **options: Any) -> float:
+    """Return the images a second of fit, its first epoch left out."""
     import keras
 
-    times: list[tuple[int, float]] = []
-
-    def note(batch: int, logs: dict) -> None:
-        times.append((batch, time.perf_counter()))
-
-    options["callbacks"] = [
-        *options.get("callbacks", []),
-        keras.callbacks.LambdaCallback(on_train_batch_end=note),
-    ]
-    model.fit(batches, epochs=1, verbose=0, **options)
-    (first, begin), (last, end) = times[WARM_UP], times[-1]
-    return (last - first) * batch_size / (end - begin)
+    times: list[float] = []
+    epochs = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: times.append(time.perf_counter()),
+        on_train_end=lambda logs: times.append(time.perf_counter()),
+    )
+    options["callbacks"] = [*options.get("callbacks", []), epochs]
+    model.fit(batches, epochs=3, verbose=0, **options)
+    steps = options.get("steps_per_epoch", len(batches))
+    return 2 * steps * batch_size / (times[-1] - times[1])
 
 
-def pipeline() -> dict[str, Any]:
-    """Train the default network from files, as train.py does."""
+def pipeline(folder: str = "", images: int = 12_800) -> dict[str, Any]:
+    """Train the default network on images of a folder, as train.py does."""
     import train  # before Keras: it sets TensorFlow up
 
-    keras = train.keras
-    index, _ = train.utils.index_folder(ROOT / "data" / "train", train.CLASS_NAMES)
-    index = index.sample(min(len(index), 12_800), random_state=1)  # 100 whole batches
+    folder = Path(folder or ROOT / "data" / "train")
+    split, _ = train.utils.index_folder(folder, train.CLASS_NAMES)
+    split = train.Split(split.table.sample(images, random_state=1), split.pixels)
     model, args = default_model()
-    batches, _ = train.make_generators(index, index, args)
-    speed = epoch_rate(
-        model,
-        batches,
-        batches.batch_size,
-        shuffle=False,
-        callbacks=[
-            keras.callbacks.SwapEMAWeights(),
-            batches.follow_epochs(),
-            keras.callbacks.TerminateOnNaN(),
-        ],
-    )
+    batches, _ = train.make_iterators(split, split, args)
+    callbacks = [train.keras.callbacks.SwapEMAWeights(), batches.follow_epochs()]
+    options = {"shuffle": False, "callbacks": callbacks}
+    speed = fit_rate(model, batches, batches.batch_size, **options)
     return {"images/s": speed, "flops": flops(model)}
+
+
+def draw_photos(folder: Path) -> None:
+    """Write 2,000 training faces as they are, and as photos of 1600 x 1200 pixels."""
+    from PIL import Image
+
+    import train
+
+    for emotion in train.CLASS_NAMES:
+        paths = sorted((ROOT / "data" / "train" / emotion).iterdir())[:334]
+        for size, name in ((48, 48), "faces"), ((1600, 1200), "photos"):
+            place = folder / name / emotion
+            place.mkdir(parents=True)
+            for path in paths:
+                with Image.open(path) as image:
+                    image.resize(size).save(place / path.name)
 
 
 def tutorial() -> dict[str, Any]:
@@ -163,92 +160,9 @@ def tutorial() -> dict[str, Any]:
     batches = generator.flow_from_directory(
         ROOT / "data" / "train", target_size=(48, 48), color_mode="grayscale"
     )
-    return {
-        "images/s": epoch_rate(model, batches, batches.batch_size, steps_per_epoch=400),
-        "flops": flops(model),
-    }
-
-
-def torch_in_memory() -> dict[str, Any]:
-    """Train the default network in PyTorch on one batch, over and over."""
-    import torch
-    from torch import nn
-
-    import train
-
-    args = train.parse_args([])
-    bfloat16 = train.choose_precision() == "mixed_bfloat16"
-    half = (args.filters[0] + 1) // 2
-    channels = [half, *args.filters]
-    stem = [
-        nn.Conv2d(1, half, 3, padding=1, bias=False),
-        nn.BatchNorm2d(half),
-        nn.SiLU(),
-    ]
-    blocks = [
-        nn.Sequential(
-            nn.Conv2d(before, width, 3, padding=1, bias=False),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(width),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.SiLU(),
-        )
-        for before, width in itertools.pairwise(channels)
-    ]
-    side = train.IMAGE_SIZE >> len(blocks)
-    model = nn.Sequential(
-        *stem,
-        *blocks,
-        nn.Flatten(),
-        nn.Dropout(dropout()),
-        nn.Linear(channels[-1] * side * side, args.dense_units, bias=False),
-        nn.BatchNorm1d(args.dense_units),
-        nn.SiLU(),
-        nn.Dropout(dropout()),
-        nn.Linear(args.dense_units, 6),
-    ).to(memory_format=torch.channels_last)
-    *kernels, _ = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if all(p is not k for k in kernels)]
-    optimizer = torch.optim.AdamW(rest, train.LEARNING_RATE)
-    momentums = [torch.zeros_like(kernel) for kernel in kernels]
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
-    )
-    loss = nn.CrossEntropyLoss(label_smoothing=train.LABEL_SMOOTHING)
-    faces = torch.rand(args.batch_size, 1, 48, 48)
-    faces = faces.to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 6, (args.batch_size,))
-
-    def step() -> None:
-        model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            value = loss(model(faces), labels)
-        value.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for kernel, momentum in zip(kernels, momentums, strict=True):
-                momentum.lerp_(kernel.grad, 0.05)
-                matrix = kernel.grad.lerp(momentum, 0.95).flatten(1)
-                change = torch_orthogonal(matrix.bfloat16() if bfloat16 else matrix)
-                change = change.float().view_as(kernel) * max(matrix.shape) ** 0.5
-                kernel.mul_(1 - train.LEARNING_RATE * train.WEIGHT_DECAY)
-                kernel.sub_(change, alpha=0.2 * train.LEARNING_RATE)
-        average.update_parameters(model)
-
-    return {"images/s": rate(step, args.batch_size)}
-
-
-def torch_orthogonal(matrix: Any) -> Any:
-    """Return the orthogonal matrix next to one, as Muon does."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    matrix = matrix.T if tall else matrix
-    matrix = matrix / (matrix.norm() + 1e-7)
-    for _ in range(5):
-        square = matrix @ matrix.T
-        matrix = 3.4445 * matrix + (2.0315 * square @ square - 4.775 * square) @ matrix
-    return matrix.T if tall else matrix
+    options = {"steps_per_epoch": 200}
+    speed = fit_rate(model, batches, batches.batch_size, **options)
+    return {"images/s": speed, "flops": flops(model)}
 
 
 def matrix_product(dtype: str) -> dict[str, Any]:
@@ -314,7 +228,10 @@ CONTENDERS = {
     "default network, batch in memory": in_memory,
     "default network, train.py's pipeline": pipeline,
     "tutorial network, all defaults": tutorial,
-    "default network in PyTorch, batch in memory": torch_in_memory,
+}
+PHOTOS = {
+    "2,000 faces of 48 x 48, later epochs": "faces",
+    "2,000 photos of 1600 x 1200, later epochs": "photos",
 }
 PREDICTION = {
     "one large matrix product, float32": lambda: matrix_product("float32"),
@@ -345,39 +262,34 @@ def measure(name: str) -> dict[str, Any]:
     return figures | {"memory": memory}
 
 
+def median(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure."""
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
 def speed(turns: int) -> None:
     """Print the medians of all contenders."""
-    names = list(CONTENDERS)
-    try:
-        import torch
-    except ImportError:
-        names.pop()
     print(f"{describe_machine()}; medians of {turns} turns\n")
     measured = collections.defaultdict(list)
-    for _ in range(turns):
-        for name in names:
-            measured[name].append(in_process(f"benchmark.measure({name!r})"))
-    medians = {}
-    operations = measured["default network, batch in memory"][0]["flops"]
+    with tempfile.TemporaryDirectory() as folder:
+        draw_photos(Path(folder))
+        for _ in range(turns):
+            for name in CONTENDERS:
+                measured[name].append(in_process(f"benchmark.measure({name!r})"))
+            for name, tree in PHOTOS.items():
+                code = f"benchmark.pipeline({folder + '/' + tree!r}, 2000)"
+                measured[name].append(in_process(code))
     print(f"{'':44} images/s  GFLOP/s  peak memory")
+    rates = []
     for name, runs in measured.items():
-        median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        if "images/s" in median:
-            flops = median.get("flops", operations)
-            median["GFLOP/s"] = median["images/s"] * flops / 1e9
-        medians[name] = median
-        images = f"{median['images/s']:8.0f}" if "images/s" in median else " " * 8
-        print(f"{name:44} {images} {median['GFLOP/s']:8.0f} {median['memory']:9.0f} MB")
-    _, _, memory, pipeline, tutorial, *rest = medians.values()
-    print()
-    print(
-        f"pipeline / memory, images/s: {pipeline['images/s'] / memory['images/s']:.3f}"
-    )
-    ratio = pipeline["GFLOP/s"] / tutorial["GFLOP/s"]
-    print(f"pipeline / tutorial, GFLOP/s: {ratio:.2f}")
-    for other in rest:
-        ratio = memory["images/s"] / other["images/s"]
-        print(f"memory / PyTorch {torch.__version__}, images/s: {ratio:.2f}")
+        figures = median(runs)
+        rates.append(figures.get("images/s", 0))
+        figures.setdefault("GFLOP/s", rates[-1] * figures.get("flops", 0) / 1e9)
+        memory = f"{figures['memory']:9.0f} MB" if "memory" in figures else ""
+        print(f"{name:44} {rates[-1]:8.0f} {figures['GFLOP/s']:8.0f} {memory}")
+    _, _, memory, pipeline, _, faces, photos = rates
+    print(f"\npipeline / memory: {pipeline / memory:.3f}")
+    print(f"photos / faces: {photos / faces:.3f}")
 
 
 def start(command: list[str]) -> float:
@@ -456,39 +368,36 @@ def draw_tree(folder: Path, images: int) -> None:
                 Image.fromarray(pixels).save(place / f"image_{number:08}.png")
 
 
-def index_and_train(folder: str) -> dict[str, float]:
-    """Index a tree, then train the smallest network on it for an epoch, as users do."""
+class Memory(threading.Thread):
+    """Watch how much anonymous memory, and how much of mapped files, is in use."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peaks = {"RssAnon": 0.0, "RssFile": 0.0}
+
+    def run(self) -> None:
+        """Note the peaks, in MB, ten times a second."""
+        while True:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in self.peaks:
+                    peak = int(value.split()[0]) / 1024
+                    self.peaks[name] = max(self.peaks[name], peak)
+            time.sleep(0.1)
+
+
+def train_once(folder: str) -> dict[str, float]:
+    """Train the smallest network on a tree for an epoch, as users do."""
     import train
 
+    watched = Memory()
+    watched.start()
     names = [f"emotion {emotion}" for emotion in range(6)]
+    words = ["--data-dir", folder, "--model-path", f"{folder}/model.h5"]
+    words += ["--epochs", "1", "--filters", "1", "--dense-units", "1"]
     begin = time.perf_counter()
-    index, _ = train.utils.index_folder(Path(folder) / "train", names)
-    seconds = time.perf_counter() - begin
-    table = index.memory_usage(deep=True).sum() / 1e6
-    begin = time.perf_counter()
-    np.random.default_rng(1).shuffle(np.arange(len(index)))
-    shuffle = time.perf_counter() - begin
-    del index
-    words = [
-        "--data-dir",
-        folder,
-        "--model-path",
-        f"{folder}/model.h5",
-        "--epochs",
-        "1",
-    ]
-    words += ["--filters", "1", "--dense-units", "1", "--classes", *names]
-    sys.stdout.flush()
-    begin = time.perf_counter()
-    train.main(words)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {
-        "index, s": seconds,
-        "index, MB": table,
-        "shuffle, s": shuffle,
-        "index + epoch, s": time.perf_counter() - begin,
-        "peak memory, MB": memory,
-    }
+    train.main([*words, "--classes", *names])
+    return watched.peaks | {"seconds": time.perf_counter() - begin}
 
 
 def memory() -> None:
@@ -498,11 +407,13 @@ def memory() -> None:
     for images in (3_000, 300_000):
         with tempfile.TemporaryDirectory() as folder:
             draw_tree(Path(folder), images)
-            figures = in_process(f"benchmark.index_and_train({folder!r})")
-        peaks.append(figures["peak memory, MB"])
-        values = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        print(f"{images} images: {values}", flush=True)
-    print(f"\npeak memory grows by {peaks[1] - peaks[0]:.0f} MB")
+            figures = in_process(f"benchmark.train_once({folder!r})")
+        peaks.append(figures["RssAnon"])
+        print(
+            f"{images:7} images: {figures['RssAnon']:5.0f} MB of anonymous memory, "
+            f"{figures['RssFile']:5.0f} MB of files, {figures['seconds']:5.0f} s"
+        )
+    print(f"\nanonymous memory grows by {peaks[1] - peaks[0]:.0f} MB")
 
 
 def main() -> None:
