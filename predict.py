@@ -35,6 +35,7 @@ import utils
 from utils import UserError, percent, printable
 
 CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
+SQUARE = 12  # pixels, of which a face has 48 a side
 SEARCH_SIZE = 1024  # pixels of the longer side that faces are searched at
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
 MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
@@ -70,7 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--min-confidence", type=float, default=0.0, metavar="P", help=text)
     text = "draw each picture with its faces and their probabilities"
     add("--plot", type=Path, metavar="FILE_OR_FOLDER", help=text)
-    text = "draw where each face shows the emotion (Grad-CAM)"
+    text = "draw where each face shows the emotion"
     add("--explain", type=Path, metavar="FILE_OR_FOLDER", help=text)
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:
@@ -262,7 +263,7 @@ def read_ahead(
 
 
 def predict_files(
-    model: Any,
+    network: utils.Network,
     paths: Iterable[str],
     read: Callable[[str], list[Face]],
 ) -> Iterator[tuple[str, list[tuple[Face, np.ndarray]] | OSError]]:
@@ -270,14 +271,13 @@ def predict_files(
 
     Yields:
         Each path, and its faces, each with its class probabilities, float32 of shape
-        (num_classes,), as predict_faces returns them; or the OSError that read raised.
+        (num_classes,); or the OSError that read raised.
     """
     for chunk in read_ahead(read, paths):
         found = [faces for _, faces in chunk if not isinstance(faces, OSError)]
         pixels = [face.pixels for faces in found for face in faces]
         if pixels:
-            faces = utils.to_input(np.stack(pixels))
-            probabilities = iter(utils.predict_faces(model, faces))
+            probabilities = iter(network.predict(utils.to_input(np.stack(pixels))))
         for path, faces in chunk:
             if isinstance(faces, OSError):
                 yield path, faces
@@ -364,43 +364,28 @@ def format_csv(records: list[dict[str, Any]], class_names: list[str]) -> str:
     return text.getvalue()
 
 
-def grad_cam(model: Any, pixels: np.ndarray, class_index: int) -> np.ndarray:
-    """Tell which places of a face speak for a class (Grad-CAM, Selvaraju et al. 2017).
+def occlude(
+    network: utils.Network, pixels: np.ndarray, probabilities: np.ndarray
+) -> np.ndarray:
+    """Show on which places of a face an answer rests (Zeiler & Fergus 2014).
 
-    Gradients are not averaged over places: the network flattens its maps, so that they
-    differ from place to place (HiResCAM, Draelos & Carin 2020).
+    A gray square covers one place after the other. The heat of a pixel is by how much
+    the probability of the answer falls, on average of the squares that cover it.
 
     Returns:
-        A map in [0, 1], of the last activation layer with at least six places a side;
-        of several networks side by side, the sum of theirs.
+        The heat, in [0, 1], of the shape of the pixels.
     """
-    import keras
-    import tensorflow as tf
-
-    layers = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.layers.Activation | keras.layers.ReLU)
-        and len(layer.output.shape) == 4
-        and layer.output.shape[1] >= 6
-    ]
-    ancestors = [
-        keras.Model(model.inputs[0], layer.output).layers[:-1] for layer in layers
-    ]
-    last = [layer for layer in layers if all(layer not in them for them in ancestors)]
-    outputs = [*(layer.output for layer in last), model.layers[-1].input]
-    faces = tf.constant(utils.to_input(pixels[np.newaxis]))
-    with tf.GradientTape() as tape:
-        tape.watch(faces)
-        *maps, features = keras.Model(model.inputs[0], outputs)(faces, training=False)
-        # The score before softmax, which hides what speaks for a class that is sure.
-        score = (features @ model.layers[-1].kernel)[0, class_index]
-    size, heat = max(found.shape[1] for found in maps), 0
-    for found, gradients in zip(maps, tape.gradient(score, maps), strict=True):
-        speaks = tf.reduce_sum(gradients * found, axis=-1, keepdims=True)
-        speaks *= (found.shape[1] / size) ** 2  # so that resizing keeps its sum
-        heat += tf.image.resize(speaks, (size, size))[0, ..., 0].numpy()
-    heat = np.maximum(heat, 0)
+    places = range(0, len(pixels) - SQUARE + 1, SQUARE // 4)
+    squares = [np.s_[y : y + SQUARE, x : x + SQUARE] for y in places for x in places]
+    faces = np.repeat(pixels[np.newaxis], len(squares) + 1, axis=0)
+    heat, count = np.zeros((2, *pixels.shape))
+    for face, square in zip(faces[1:], squares, strict=True):
+        face[square] = pixels.mean()
+    whole, *covered = network.predict(utils.to_input(faces))[:, probabilities.argmax()]
+    for square, probability in zip(squares, covered, strict=True):
+        heat[square] += max(0, whole - probability)
+        count[square] += 1
+    heat /= count
     return heat / max(heat.max(), np.finfo(float).tiny)
 
 
@@ -559,7 +544,8 @@ def predict(args: argparse.Namespace) -> int:
     for target in (args.plot, args.explain):
         if target and target.suffix.lower() in PICTURES and total != 1:
             raise UserError(f"{target}: one file for several images; name a folder")
-    model, names = utils.load_model(args.model)
+    network = utils.load_model(args.model)
+    names = network.class_names
     read = functools.partial(read_faces, faces=args.faces)
     header = ["path", "status", "face", *PLACE, "emotion", "confidence", *names]
     header = ",".join([*header, "message\n"]) if args.format == "csv" else ""
@@ -567,7 +553,7 @@ def predict(args: argparse.Namespace) -> int:
     # On one terminal, lines and bar would get in each other's way.
     shared = sys.stdout.isatty() and not args.output
     with make_progress_bar(hidden=shared or total == 1) as bar:
-        results = predict_files(model, paths, read)
+        results = predict_files(network, paths, read)
         for path, result in bar.track(results, total, description=""):
             records = make_records(path, result, names, args.min_confidence)
             if message := records[0]["message"]:
@@ -587,9 +573,7 @@ def predict(args: argparse.Namespace) -> int:
             if args.plot:
                 draw(name_picture(args.plot, path, "emotions", used), records)
             if args.explain:
-                best = [int(probabilities.argmax()) for _, probabilities in result]
-                faces = [face.pixels for face, _ in result]
-                heats = list(map(functools.partial(grad_cam, model), faces, best))
+                heats = [occlude(network, face.pixels, p) for face, p in result]
                 draw(name_picture(args.explain, path, "heat", used), records, heats)
     return failed
 
@@ -599,7 +583,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
     If a folder train/ stands beside it, the images that it holds, too, are told apart.
     """
-    model, class_names = utils.load_model(args.model)
+    network = utils.load_model(args.model)
+    class_names = network.class_names
     split, unreadable = utils.index_folder(args.evaluate, class_names)
     for line in unreadable:
         print(f"predict.py: error: {printable(line)}", file=sys.stderr)
@@ -611,7 +596,7 @@ def evaluate(args: argparse.Namespace) -> int:
         except UserError as error:  # it serves no training: measure without it
             line = f"images also in train are not told apart: {error}"
             print(f"predict.py: {line}", file=sys.stderr)
-    utils.describe_metrics(utils.evaluate(model, split), class_names)
+    utils.describe_metrics(utils.evaluate(network, split), class_names)
     return bool(unreadable)
 
 

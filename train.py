@@ -133,7 +133,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not utils.are_class_names(args.classes):
         parser.error("--classes needs two or more different names that can be printed")
     if args.model_path.suffix != ".h5" or args.model_path.stem.endswith(".weights"):
-        parser.error("--model-path must end in .h5, but not in .weights.h5")
+        parser.error(f"--model-path must end in .h5, no .weights.h5: {args.model_path}")
     if args.model_path.is_dir():
         parser.error(f"--model-path: {args.model_path} is a folder")
     return args
@@ -521,7 +521,7 @@ def network_shape(args: argparse.Namespace) -> tuple:
 
 def read_widths(args: argparse.Namespace) -> None:
     """Take --filters and --dense-units from the model file to fine-tune."""
-    weights = utils.load_model(Path(args.fine_tune))[0].get_weights()
+    weights = utils.load_model(Path(args.fine_tune)).weights
     kernels = [array.shape for array in weights if array.ndim > 1]
     args.filters = [shape[-1] for shape in kernels if len(shape) == 4][1::2] or FILTERS
     args.dense_units = kernels[-2:][0][-1]
@@ -532,9 +532,9 @@ def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
 
     The last layer stays new if that file has other classes.
     """
-    network, class_names = utils.load_model(Path(args.fine_tune))
-    weights = network.get_weights()
-    if class_names != args.classes:
+    network = utils.load_model(Path(args.fine_tune))
+    weights = network.weights
+    if network.class_names != args.classes:
         weights[-2:] = model.get_weights()[-2:]
     try:
         model.set_weights(weights)
@@ -760,12 +760,13 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(minimize_scalar(brier_score, bounds=(0.1, 10), method="bounded").x)
 
 
-def calibrate(model: keras.Model, validation: Split) -> float:
+def calibrate(model: keras.Model, network: utils.Network, validation: Split) -> float:
     """Divide the last layer's weights by the temperature, and return it.
 
-    It is fitted on the validation images, with test-time augmentation.
+    It is fitted on the validation images, with test-time augmentation, by the network
+    that the model's file holds.
     """
-    probabilities = utils.predict_split(model, validation)
+    probabilities = utils.predict_split(network, validation)
     temperature = fit_temperature(probabilities, validation.labels)
     layer = model.layers[-1]
     layer.set_weights([weights / temperature for weights in layer.get_weights()])
@@ -790,11 +791,13 @@ def write_results(
     """
     folder, about = args.model_path.parent, describe_run(args, splits)
     about["temperature"] = None
-    if "validation" in splits:
-        about["temperature"] = calibrate(model, splits["validation"])
     with utils.replacing(args.model_path) as new_model:
         save_model(model, new_model, about)
-        metrics = utils.evaluate(utils.load_model(new_model)[0], splits["test"])
+        if "validation" in splits:
+            network = utils.load_model(new_model)
+            about["temperature"] = calibrate(model, network, splits["validation"])
+            save_model(model, new_model, about)
+        metrics = utils.evaluate(utils.load_model(new_model), splits["test"])
         with utils.replacing(folder / "history.csv") as file:
             history.to_csv(file)
         with utils.replacing(folder / "metrics.json") as file:

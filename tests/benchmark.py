@@ -178,48 +178,67 @@ def matrix_product(dtype: str) -> dict[str, Any]:
     return {"GFLOP/s": rate(lambda: float(product()), 2 * size**3 / 1e9)}
 
 
-def crops() -> dict[str, Any]:
-    """Predict the face crops of data/test from files, as predict.py does."""
+class KerasNetwork:
+    """The model in models/ on Keras and TensorFlow, with the views of predict.py."""
+
+    def __init__(self) -> None:
+        import utils
+
+        with utils.starting_tensorflow():
+            import keras
+        path = ROOT / utils.MODEL_PATH
+        self.model = keras.saving.load_model(path, compile=False)
+
+    def predict(self, faces: np.ndarray) -> np.ndarray:
+        """Return class probabilities, (n, num_classes)."""
+        import utils
+
+        views = utils.make_views(faces)
+        logs = np.log(self.model.predict_on_batch(np.concatenate(views)))
+        means = np.exp(np.mean(np.split(logs, len(views)), axis=0))
+        return means / means.sum(axis=1, keepdims=True)
+
+
+def forward_flops() -> int:
+    """Count the operations of one view in the model in models/."""
+    return flops(KerasNetwork().model) // 3
+
+
+def predict_rate(network: Any, paths: list[str], faces: str) -> dict[str, Any]:
+    """Return the files a second that predict.py classifies, after some to warm up."""
+    import predict
+
+    read = functools.partial(predict.read_faces, faces=faces)
+    list(predict.predict_files(network, paths[:130], read))
+    begin = time.perf_counter()
+    list(predict.predict_files(network, paths, read))
+    return {"images/s": len(paths) / (time.perf_counter() - begin)}
+
+
+def crops(model: str = "") -> dict[str, Any]:
+    """Classify the face crops of data/test from files; on Keras, or a model file."""
     import utils
 
-    model, _ = utils.load_model(ROOT / utils.MODEL_PATH)
     paths = list(utils.list_files(ROOT / "data" / "test"))
-    read = functools.partial(read_faces, faces="never")
-    seconds = predict_all(model, paths, read)
-    forward = flops(model) / 3 * 2 * len(utils.SCALES)
-    return {"images/s": len(paths) / seconds, "flops": forward}
+    keras = model == "Keras"
+    network = (
+        KerasNetwork() if keras else utils.load_model(Path(model or utils.MODEL_PATH))
+    )
+    return predict_rate(network, paths, "never")
 
 
 def photos() -> dict[str, Any]:
-    """Predict the portrait of data/, twenty times, at 1024 pixels a side."""
+    """Find and classify the portrait in data/, a hundred times, 1024 pixels a side."""
     from PIL import Image
 
     import utils
 
-    model, _ = utils.load_model(ROOT / utils.MODEL_PATH)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/portrait.jpg"
         with Image.open(ROOT / "data" / "astronaut.jpg") as image:
             image.resize((1024, 1024)).save(path)
-        read = functools.partial(read_faces, faces="always")
-        return {"images/s": 20 / predict_all(model, [path] * 20, read)}
-
-
-def read_faces(path: str, faces: str) -> list:
-    """Read faces as predict.py does."""
-    import predict
-
-    return predict.read_faces(path, faces)
-
-
-def predict_all(model: Any, paths: list[str], read: Callable) -> float:
-    """Return the seconds that predicting files takes, once it has been done before."""
-    import utils
-
-    list(utils.predict_files(model, paths[:130], read))
-    begin = time.perf_counter()
-    list(utils.predict_files(model, paths, read))
-    return time.perf_counter() - begin
+        network = utils.load_model(ROOT / utils.MODEL_PATH)
+        return predict_rate(network, [path] * 100, "always")
 
 
 CONTENDERS = {
@@ -235,8 +254,18 @@ PHOTOS = {
 }
 PREDICTION = {
     "one large matrix product, float32": lambda: matrix_product("float32"),
-    "crops of data/test, six views each": crops,
-    "photos of 1024 x 1024 pixels, faces searched": photos,
+    "crops of data/test, Keras on TensorFlow": lambda: crops("Keras"),
+    "crops of data/test": crops,
+    "photos of 1024 x 1024 pixels": photos,
+}
+COMMANDS = {
+    'python -c "import tensorflow"': ["-c", "import tensorflow"],
+    "predict.py --image <crop>": [
+        "predict.py",
+        "--image",
+        "data/demo/test/happy/03.png",
+    ],
+    "predict.py --image <portrait>": ["predict.py", "--image", "data/astronaut.jpg"],
 }
 
 
@@ -292,50 +321,39 @@ def speed(turns: int) -> None:
     print(f"photos / faces: {photos / faces:.3f}")
 
 
-def start(command: list[str]) -> float:
-    """Return the seconds of a whole process."""
+def run_command(words: list[str]) -> dict[str, float]:
+    """Run a command; return its seconds, and its peak memory in MB."""
     begin = time.perf_counter()
-    subprocess.run(
-        [sys.executable, *command], cwd=ROOT, check=True, capture_output=True
-    )
-    return time.perf_counter() - begin
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, **silent)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    seconds = time.perf_counter() - begin
+    return {"s": seconds, "memory": usage.ru_maxrss / 1024}
 
 
 def prediction(turns: int) -> None:
     """Print how long predictions take."""
     print(f"{describe_machine()}; medians of {turns} turns\n")
-    commands = {
-        'python -c "import tensorflow"': ["-c", "import tensorflow"],
-        "python predict.py --image <crop>": [
-            "predict.py",
-            "--image",
-            "data/demo/test/happy/03.png",
-        ],
-    }
-    seconds, measured = collections.defaultdict(list), collections.defaultdict(list)
+    measured = collections.defaultdict(list)
     for _ in range(turns):
-        for name, command in commands.items():
-            seconds[name].append(start(command))
+        for name, words in COMMANDS.items():
+            measured[name].append(run_command(words))
         for name in PREDICTION:
             measured[name].append(in_process(f"benchmark.measure({name!r})"))
-    medians = [statistics.median(values) for values in seconds.values()]
-    for name, value in zip(seconds, medians, strict=True):
-        print(f"{name:44} {value:6.2f} s")
-    print(f"\npredict / import, s: {medians[1] / medians[0]:.2f}\n")
-    print(f"{'':44} images/s  GFLOP/s  peak memory")
-    limit, files, photos = (
-        {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for runs in measured.values()
-    )
-    files["GFLOP/s"] = files["images/s"] * files["flops"] / 1e9
-    for name, median in zip(measured, (limit, files, photos), strict=True):
-        values = [
-            f"{median[key]:8.1f}" if key in median else " " * 8
-            for key in ("images/s", "GFLOP/s")
+    figures = {name: median(runs) for name, runs in measured.items()}
+    print(f"{'':40}       s  images/s  peak memory")
+    for name, values in figures.items():
+        columns = [
+            f"{values[k]:8.2f}" if k in values else "" for k in ("s", "images/s")
         ]
-        print(f"{name:44} {' '.join(values)} {median['memory']:9.0f} MB")
-    ratio = files["GFLOP/s"] / limit["GFLOP/s"]
-    print(f"\ncrops / matrix product, GFLOP/s: {ratio:.3f}")
+        print(f"{name:40}{columns[0]:>8}{columns[1]:>10}{values['memory']:10.0f} MB")
+    tensorflow, crop, portrait, product, keras, crops, _ = figures.values()
+    speed = crops["images/s"] * 6 * in_process("benchmark.forward_flops()") / 1e9
+    print(f"\ncrop / import: {crop['s'] / tensorflow['s']:.3f}")
+    print(f"portrait / import: {portrait['s'] / tensorflow['s']:.3f}")
+    print(f"crops / Keras: {crops['images/s'] / keras['images/s']:.3f}")
+    print(f"crops / matrix product, GFLOP/s: {speed / product['GFLOP/s']:.3f}")
 
 
 def describe_machine() -> str:

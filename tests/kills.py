@@ -95,7 +95,7 @@ def start_training(path: Path) -> int:
 
 def read_weights(path: Path) -> list[np.ndarray]:
     """Read the weights of a model file."""
-    return utils.load_model(path)[0].get_weights()
+    return utils.load_model(path).weights
 
 
 class Watched:

@@ -57,15 +57,15 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
-    model, class_names = utils.load_model(parser.parse_args().model)
+    network = utils.load_model(parser.parse_args().model)
     known, test = (
-        utils.index_folder(ROOT / "data" / name, class_names)[0]
+        utils.index_folder(ROOT / "data" / name, network.class_names)[0]
         for name in ("train", "test")
     )
     test = test.select(~test.table.digest.isin(known.table.digest))
     highest, nearest = find_nearest(halve(test), halve(known))
     same = known.labels[nearest] == test.labels
-    right = utils.predict_split(model, test).argmax(axis=1) == test.labels
+    right = utils.predict_split(network, test).argmax(axis=1) == test.labels
     print(f"{len(test.table)} test images, not also in train\n")
     print("correlation, from  images  its label is the same  model is right")
     upper = 2.0

@@ -123,10 +123,9 @@ def test_the_command_that_train_suggests_runs(demo: dict, run: Callable) -> None
 @pytest.fixture(scope="session")
 def expected(demo: dict) -> np.ndarray:
     """Return the probabilities of FACE, the mean of all views."""
-    model, _ = utils.load_model(demo["path"])
-    return utils.predict_faces(
-        model, utils.to_input(utils.read_pixels(ROOT / FACE)[np.newaxis])
-    )[0]
+    network = utils.load_model(demo["path"])
+    faces = utils.to_input(utils.read_pixels(ROOT / FACE)[np.newaxis])
+    return network.predict(faces)[0]
 
 
 def test_one_image(demo: dict, run: Callable, expected: np.ndarray) -> None:

@@ -71,14 +71,12 @@ def find_layer(layers: list[dict], kind: str) -> dict[str, Any]:
 
 
 def test_a_whole_file_is_loaded(path: Path) -> None:
-    model, class_names = utils.load_model(path)
-    assert class_names == CLASSES
-    assert model.output_shape == (None, 3)
+    assert utils.load_model(path).class_names == CLASSES
 
 
 def test_the_model_that_ships_is_loaded() -> None:
     root = Path(__file__).parent.parent
-    assert utils.load_model(root / utils.MODEL_PATH)[0].output_shape == (None, 6)
+    assert len(utils.load_model(root / utils.MODEL_PATH).class_names) == 6
 
 
 def test_models_made_earlier_are_loaded(path: Path) -> None:
@@ -89,11 +87,10 @@ def test_models_made_earlier_are_loaded(path: Path) -> None:
                 layer |= {"class_name": "ReLU", "config": kept}
 
     edit_config(path, use_relu)
-    model, _ = utils.load_model(path)
-    assert sum(isinstance(layer, keras.layers.ReLU) for layer in model.layers) == 6
+    network = utils.load_model(path)
     faces = np.random.default_rng(1).random((3, 48, 48, 1), np.float32)
     expected = keras.saving.load_model(path, compile=False).predict_on_batch(faces)
-    np.testing.assert_allclose(model.predict_on_batch(faces), expected, rtol=1e-6)
+    np.testing.assert_allclose(network.predict(faces, tta=False), expected, rtol=1e-4)
 
 
 def test_no_model_file(tmp_path: Path) -> None:
@@ -141,7 +138,7 @@ def test_attributes(path: Path, name: str, value: object, reason: str) -> None:
 
 
 def test_weights_only(path: Path) -> None:
-    model, _ = utils.load_model(path)
+    model = keras.saving.load_model(path, compile=False)
     weights = path.with_suffix(".weights.h5")
     model.save_weights(weights)
     assert "perhaps weights only" in refusal(weights)
@@ -157,23 +154,23 @@ def test_other_input(tmp_path: Path, shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "value", "reason"),
     [
-        ("Dense", "units", 10**12, "more weights than it can hold"),
-        ("Conv2D", "filters", 10**12, "more weights than it can hold"),
-        ("Conv2D", "kernel_size", [10**6, 10**6], "more weights than it can hold"),
+        ("Dense", "units", 10**12, "units of its layer Dense is 1000000000000"),
+        ("Conv2D", "filters", 10**6, "has shape"),
+        ("Conv2D", "kernel_size", [10**6, 10**6], "has shape"),
         ("Dense", "units", 6, "has shape"),
         ("Dense", "lora_rank", 5_000_000, "lora_rank of its layer Dense is 5000000"),
-        ("Conv2D", "groups", 2, "groups of its layer Conv2D is 2"),
+        ("Conv2D", "groups", 2, "has shape"),
         ("Dense", "units", -1, ""),
         ("Dense", "units", "5", ""),
-        ("Dense", "activation", "gelu", "activation of its layer Dense is gelu"),
+        ("Dense", "activation", "mish", "activation of its layer Dense is mish"),
         ("Conv2D", "data_format", "channels_first", "data_format of its layer"),
         ("Conv2D", "strides", [0, 0], ""),
         ("Conv2D", "unheard_of", 1, "unheard_of of its layer"),
         ("MaxPooling2D", "pool_size", [10**9, 10**9], ""),
-        ("Dropout", "rate", "x", ""),
         ("Dense", "dtype", "float16", "dtype of its layer Dense is float16"),
         ("Dense", "name", "a/b", ""),
         ("BatchNormalization", "axis", list(range(50)), "axis of its layer"),
+        ("BatchNormalization", "axis", 1, "axis of its layer"),
         ("InputLayer", "batch_shape", [None, 48, 48], "its input is"),
     ],
 )
@@ -201,9 +198,7 @@ def test_a_lambda_is_not_run(tmp_path: Path) -> None:
     layer = keras.layers.Lambda(touch, output_shape=(48, 48, 1))
     path = save(keras.Sequential([keras.Input((48, 48, 1)), layer]), tmp_path / "m.h5")
     target.unlink(missing_ok=True)
-    assert (
-        refusal(path) == "it holds a layer of kind Lambda, not listed in utils.LAYERS"
-    )
+    assert refusal(path) == "it holds a layer Lambda, not one of utils.LAYERS"
     assert not target.exists()
     model = keras.saving.load_model(path, compile=False, safe_mode=False)
     model(np.zeros((1, 48, 48, 1)))
@@ -226,9 +221,7 @@ def test_objects_of_other_modules_are_refused(path: Path, place: str) -> None:
 
 def test_layers_of_other_modules_are_refused(path: Path) -> None:
     edit_config(path, lambda layers: layers.insert(1, OS_SYSTEM))
-    assert (
-        refusal(path) == "it holds a layer of kind system, not listed in utils.LAYERS"
-    )
+    assert refusal(path) == "it holds a layer system, not one of utils.LAYERS"
 
 
 @pytest.mark.parametrize("name", ["kernel_initializer", "kernel_regularizer"])
@@ -328,23 +321,14 @@ def test_a_group_in_an_array_s_place(path: Path) -> None:
     assert refusal(path) == f"its {KERNEL} is no array of float32 or float16"
 
 
-def test_only_the_network_s_own_arrays_are_read(path: Path) -> None:
-    expected = utils.load_model(path)[0].get_weights()
-    with h5py.File(path, "r+") as file:
-        file.attrs["layer_names"] = ["dense"] * 99  # of which Keras would read these
-        file["model_weights"].attrs["layer_names"] = ["dense"] * 99
-        file["dense"] = h5py.ExternalLink("/dev/zero", "x")
-        file["loop"] = file["model_weights"]
-    weights = utils.load_model(path)[0].get_weights()
-    for a, b in zip(weights, expected, strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_arrays_that_are_read_again_and_again_are_counted(tmp_path: Path) -> None:
+    model = train.build_model((48, 48, 1), 3, filters=[4, 32], dense_units=1)
+    path = save(model, tmp_path / "model.h5")
 
-
-def test_wide_layers_are_counted_before_they_are_made(path: Path) -> None:
     def edit(layers: list[dict]) -> None:
-        normalization = {"class_name": "BatchNormalization", "config": {"name": "x"}}
-        flatten = [layer["class_name"] for layer in layers].index("Flatten")
-        layers[flatten + 1 : flatten + 1] = [normalization] * 100
+        kinds = [layer["class_name"] for layer in layers]
+        last = kinds.index("Flatten") - 3  # takes what it gives: 32 channels
+        layers[last:last] = [layers[last]] * 150
 
     edit_config(path, edit)
     assert refusal(path) == "its network has more weights than it can hold"

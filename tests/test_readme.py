@@ -64,8 +64,8 @@ def test_the_model_can_be_fine_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     args = train.parse_args([*shlex.split(FINE_TUNE)[2:], "--precision", "float32"])
     train.read_widths(args)
     model = train.make_model(args, 10, 0)
-    shipped, _ = utils.load_model(utils.MODEL_PATH)
-    np.testing.assert_array_equal(model.get_weights()[-2], shipped.get_weights()[-2])
+    shipped = utils.load_model(utils.MODEL_PATH).weights
+    np.testing.assert_array_equal(model.get_weights()[-2], shipped[-2])
 
 
 def test_the_session_at_the_top(run: Callable) -> None:

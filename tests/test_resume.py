@@ -31,7 +31,7 @@ SMALL = ["--classes", "angry", "happy", "sad"]
 
 def weights(path: Path) -> list[np.ndarray]:
     """Read a model file's weights."""
-    return utils.load_model(path)[0].get_weights()
+    return utils.load_model(path).weights
 
 
 def assert_same_training(folder: Path, other: Path) -> None:
@@ -156,13 +156,11 @@ def test_an_edited_network_is_named(
 def test_a_network_that_could_not_be_loaded_is_not_trained(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = train.build_model
-
-    def edited(*arguments: object) -> keras.Model:
-        model = build(*arguments)
-        extra = keras.layers.UnitNormalization()
-        layers = [*model.layers[:-1], extra, model.layers[-1]]
-        return keras.Sequential([keras.Input((48, 48, 1)), *layers])
+    def edited(shape: tuple, num_classes: int, *_: object) -> keras.Model:
+        layers = keras.layers
+        middle = [layers.Flatten(), layers.UnitNormalization()]
+        end = layers.Dense(num_classes, activation="softmax")
+        return keras.Sequential([keras.Input(shape), *middle, end])
 
     monkeypatch.setattr(train, "build_model", edited)
     with pytest.raises(

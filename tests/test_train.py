@@ -146,8 +146,7 @@ def test_other_classes_in_their_order(tree: Path) -> None:
         (tree / part / "sad").rename(tree / part / r"s$\a$d")
     folder = run_main(tree, "--classes", r"s$\a$d", "angry")
     assert (folder / "confusion_matrix.png").is_file()
-    _, class_names = utils.load_model(folder / "small.h5")
-    assert class_names == [r"s$\a$d", "angry"]
+    assert utils.load_model(folder / "small.h5").class_names == [r"s$\a$d", "angry"]
 
 
 def test_help(capsys: pytest.CaptureFixture) -> None:

@@ -57,12 +57,6 @@ def read_validation(
     return validation.faces(), validation.labels
 
 
-def predict(model: train.keras.Model, faces: np.ndarray, all_views: bool) -> np.ndarray:
-    """Return class probabilities, (n, num_classes), a few hundred faces at a time."""
-    parts = np.array_split(faces, max(1, len(faces) // 256))
-    return np.concatenate([utils.predict_faces(model, p, all_views) for p in parts])
-
-
 def surprises(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the negative log-probability of each right answer, (n,)."""
     likelihoods = probabilities[np.arange(len(labels)), labels]
@@ -125,17 +119,17 @@ def main() -> None:
     text = "model file to compare it with, which held the same images out"
     parser.add_argument("--against", type=Path, metavar="MODEL", help=text)
     args = parser.parse_args()
-    model, _ = utils.load_model(args.model)
+    network = utils.load_model(args.model)
     held_out = read_attributes(args.model)
     if args.against and read_attributes(args.against) != held_out:
         sys.exit(f"{args.against}: other classes, or another --validation-split")
     faces, labels = read_validation(*held_out)
-    one, usual = (predict(model, faces, all_views) for all_views in (False, True))
+    one, usual = (network.predict(faces, tta) for tta in (False, True))
     if args.against:
-        other, _ = utils.load_model(args.against)
+        other = utils.load_model(args.against)
         print(f"against {args.against}\n{'':26} accuracy  cross-entropy  together")
         for name, new in {"one view": one, "six views": usual}.items():
-            old = predict(other, faces, all_views=new is usual)
+            old = other.predict(faces, tta=new is usual)
             describe_changes(name, *compare(new, old, labels))
         print()
     heads = f"{'accuracy':>8} {'macro recall':>12} {'cross-entropy':>13} {'calibr.':>7}"
@@ -143,10 +137,10 @@ def main() -> None:
     describe("one", one, labels)
     for name, scales in VIEWS.items():
         utils.SCALES = scales
-        describe(name, predict(model, faces, all_views=True), labels)
+        describe(name, network.predict(faces), labels)
     print("\nlight, one view")
     for name, change in LIGHT.items():
-        describe(name, predict(model, change(faces), all_views=False), labels)
+        describe(name, network.predict(change(faces), tta=False), labels)
 
 
 if __name__ == "__main__":
