@@ -164,7 +164,7 @@ def test_a_network_that_could_not_be_loaded_is_not_trained(
 
     monkeypatch.setattr(train, "build_model", edited)
     with pytest.raises(
-        SystemExit, match=r"build_model: .*UnitNormalization, not l.*utils\.L"
+        SystemExit, match=r"build_model: .*UnitNormalization, not one of utils\.L"
     ):
         main(tmp_path, tree)
 
