@@ -82,7 +82,7 @@ REGULARIZATION = {
 }
 STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
 OUTPUT_LAYER = "probabilities"  # its name, by which the optimizer knows it
-AFFINE = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1}  # the identity
+IDENTITY = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": False}
 PRECISIONS = ["auto", "float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -216,27 +216,33 @@ class FaceGenerator(ImageDataGenerator):
 
     def apply_transform(self, x: np.ndarray, transform_parameters: dict) -> np.ndarray:
         """Transform a face, float32 of shape (size, size, 1)."""
-        rest = AFFINE | transform_parameters
+        rest = IDENTITY | transform_parameters
         if self.fill_mode != "nearest" or rest.get("shear"):
             return super().apply_transform(x, transform_parameters)
-        theta, tx, ty, zx, zy = (rest.pop(name) for name in AFFINE)
+        theta, tx, ty, zx, zy, flip = (rest.pop(name) for name in IDENTITY)
         cos, sin = math.cos(math.radians(theta)), math.sin(math.radians(theta))
-        half = len(x) / 2
+        size, half = len(x), len(x) / 2
         # Pillow leaves black what lies outside: add a border, as wide as is needed.
         reach = half * max(zx, zy) * (abs(cos) + abs(sin)) + abs(tx) + abs(ty)
         border = math.ceil(max(0, reach - half)) + 1
-        edge = np.clip(np.arange(-border, len(x) + border), 0, len(x) - 1)
-        image = Image.fromarray(x[..., 0].take(edge, 0).take(edge, 1))
+        rows = rows_with_border(size, border)
+        image = Image.fromarray(x[..., 0].take(rows, 0).take(rows, 1))
         a, b, d, e = zx * cos, -zy * sin, zx * sin, zy * cos
         c = cos * tx - sin * ty + half + border - half * (a + b)
         f = sin * tx + cos * ty + half + border - half * (d + e)
-        image = image.transform(
-            x.shape[:2],
-            Image.Transform.AFFINE,
-            (a, b, c, d, e, f),  # from a pixel of the result to where it comes from
-            Image.Resampling.BILINEAR,
-        )
-        return super().apply_transform(np.asarray(image)[..., np.newaxis], rest)
+        if flip:
+            a, c, d, f = -a, c + size * a, -d, f + size * d
+        # From a pixel of the result to where it comes from.
+        matrix, bilinear = (a, b, c, d, e, f), Image.Resampling.BILINEAR
+        image = image.transform((size, size), Image.Transform.AFFINE, matrix, bilinear)
+        x = np.asarray(image)[..., np.newaxis]
+        return super().apply_transform(x, rest) if any(rest.values()) else x
+
+
+@functools.cache
+def rows_with_border(size: int, border: int) -> np.ndarray:
+    """Number the rows of an image that is continued by its first and last ones."""
+    return np.clip(np.arange(-border, size + border), 0, size - 1)
 
 
 class FaceIterator(Iterator):
