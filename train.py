@@ -493,29 +493,24 @@ def compile_model(
         optimizer.matrix_dtype = "bfloat16"
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
-    # Keras 3.15 cannot run several steps in one execution on several devices.
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
-    several = {"steps_per_execution": STEPS_PER_EXECUTION if devices == 1 else 1}
-    model.compile(optimizer, loss, metrics=["accuracy"], **several)
+    speed = {"steps_per_execution": STEPS_PER_EXECUTION}
+    model.compile(optimizer, loss, metrics=["accuracy"], **speed)
 
 
 def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Model:
-    """Build and compile the network for a training of so many steps, on all GPUs."""
+    """Build and compile the network for a training of so many steps."""
     keras.utils.set_random_seed(args.seed)
     momentum = max(0, 1 - 1 / (EMA_FRACTION * steps))  # 0.99: about the last 100 steps
     norm = functools.partial(FusedBatchNormalization, momentum=min(0.99, momentum))
-    several = len(tf.config.list_logical_devices("GPU")) > 1
-    strategy = tf.distribute.MirroredStrategy if several else tf.distribute.get_strategy
     keras.config.set_dtype_policy(args.precision)
     try:
-        with strategy().scope():
-            model = build_model(*network_shape(args), dropout, norm)
-            if args.fine_tune:
-                load_weights(model, args)
-            rate = args.learning_rate * (FINE_TUNE_RATE_SCALE if args.fine_tune else 1)
-            compile_model(model, rate, steps, momentum)
+        model = build_model(*network_shape(args), dropout, norm)
     finally:
         keras.config.set_dtype_policy("float32")
+    if args.fine_tune:
+        load_weights(model, args)
+    rate = args.learning_rate * (FINE_TUNE_RATE_SCALE if args.fine_tune else 1)
+    compile_model(model, rate, steps, momentum)
     return model
 
 
@@ -614,11 +609,8 @@ class Checkpoint(keras.callbacks.Callback):
         about = {"settings": self.settings, "history": self.history}
         values = map(keras.ops.convert_to_numpy, self.variables())
         arrays = {str(i): value for i, value in enumerate(values)}
-        try:
-            with utils.replacing(self.path) as new:
-                np.savez(new, about=json.dumps(about), **arrays)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot write there: {error}") from error
+        with utils.replacing(self.path) as new:
+            np.savez(new, about=json.dumps(about), **arrays)
 
 
 def checkpoint_path(model_path: Path) -> Path:

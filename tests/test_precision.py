@@ -1,19 +1,15 @@
 """Fast training computes what plain Keras computes, and leaves plain float32 files.
 
-FusedBatchNormalization is compared with Keras' own layer, precisions with float32, two
-devices with one.
+FusedBatchNormalization is compared with Keras' own layer, precisions with float32.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
 
 import train
 import utils
@@ -149,15 +145,3 @@ def test_training_and_plain_networks_share_their_weights() -> None:
     np.testing.assert_allclose(
         plain.predict_on_batch(faces), model.predict_on_batch(faces), atol=0.01
     )
-
-
-def test_two_devices(tree: Path) -> None:
-    script = ROOT / "tests" / "two_devices.py"
-    command = [sys.executable, str(script), str(tree)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    figures = json.loads(result.stdout.splitlines()[-1])
-    assert figures["one and two"] < 1e-5
-    assert figures["losses"] < 1e-5
-    assert figures["moved"] > 1e-3
-    assert figures["resumed"] == 0

@@ -228,7 +228,7 @@ def test_a_full_disk_at_the_checkpoint(tmp_path: Path) -> None:
     for limit in (0, 100, len(good) // 2, len(good) - 1):
         with (
             file_size_limit(limit),
-            pytest.raises(UserError, match=r"npz: cannot write there: .*too large"),
+            pytest.raises(OSError, match="too large"),
         ):
             checkpoint.on_epoch_end(1, {"loss": 1.0})
         assert path.read_bytes() == good
