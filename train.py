@@ -25,6 +25,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 import zipfile
@@ -46,7 +47,37 @@ from scipy.special import softmax
 import utils
 from utils import IMAGE_SIZE, RESCALE, WORKERS, Split, UserError, printable
 
-with utils.starting_tensorflow():
+
+@contextlib.contextmanager
+def starting_tensorflow() -> Generator[None, None, None]:
+    """Set TensorFlow up for its first import, and silence its start-up lines.
+
+    Its C++ part writes them straight to stderr, where no log level reaches them.
+    Python's own errors still come through as exceptions.
+    """
+    # TensorFlow leaves oneDNN's faster kernels off on processors without AVX-512 VNNI.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Without a console (pythonw) there are no streams, and Keras would miss them.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    sys.stderr.flush()
+    with contextlib.ExitStack() as after:
+        with contextlib.suppress(OSError):  # there is no file 2, either
+            stderr = os.dup(2)
+            after.callback(os.close, stderr)
+            after.callback(os.dup2, stderr, 2)
+            with open(os.devnull, "w") as devnull:
+                os.dup2(devnull.fileno(), 2)
+        in_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGINT)
+        is_default = in_main and handler is signal.default_int_handler
+        if is_default and not utils.is_interactive():
+            after.callback(signal.signal, signal.SIGINT, handler)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback
+        yield
+
+
+with starting_tensorflow():
     import keras
     import tensorflow as tf
 
@@ -784,8 +815,8 @@ def write_results(
     The one that it replaces becomes <name>.previous.h5.
 
     Returns:
-        What metrics.json holds: describe_run, the temperature, utils.evaluate. And the
-        names of the files.
+        What metrics.json holds and the model file tells of itself: describe_run, the
+        temperature, utils.evaluate. And the names of the files.
     """
     folder, about = args.model_path.parent, describe_run(args, splits)
     about["temperature"] = None
@@ -795,11 +826,12 @@ def write_results(
             network = utils.load_model(new_model)
             about["temperature"] = calibrate(model, network, splits["validation"])
             save_model(model, new_model, about)
-        metrics = utils.evaluate(utils.load_model(new_model), splits["test"])
+        metrics = about | utils.evaluate(utils.load_model(new_model), splits["test"])
+        save_model(model, new_model, metrics)
         with utils.replacing(folder / "history.csv") as file:
             history.to_csv(file)
         with utils.replacing(folder / "metrics.json") as file:
-            file.write_text(json.dumps(about | metrics, indent=2) + "\n")
+            file.write_text(json.dumps(metrics, indent=2) + "\n")
         confusion = plot_confusion_matrix(metrics["test"], args.classes)
         figures = {
             "learning_curves.png": plot_learning_curves(history, splits),
@@ -816,7 +848,7 @@ def write_results(
         if old.exists() and not filecmp.cmp(old, new_model, shallow=False):
             with utils.replacing(old.with_suffix(".previous.h5")) as file:
                 shutil.copyfile(old, file)
-    return about | metrics, [old.name, "history.csv", "metrics.json", *figures]
+    return metrics, [old.name, "history.csv", "metrics.json", *figures]
 
 
 def plot_learning_curves(history: pd.DataFrame, splits: dict[str, Split]) -> Figure:

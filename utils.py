@@ -9,13 +9,11 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
 import re
-import signal
 import struct
 import sys
 import tempfile
@@ -41,6 +39,9 @@ MODEL_PATH = Path("models/face_classification_model.h5")
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
 LARGE = 2**24  # pixels of an image
+MIN_SIDE = 12  # pixels that an image of a face has, at least
+Image.MAX_IMAGE_PIXELS = 250_000_000  # what phones take; Pillow's own is 89 million
+TOO_LARGE = "too large; 250 million pixels at most: scale it down"
 CHUNK = 64  # files whose faces go through the network together
 PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
 
@@ -132,35 +133,6 @@ def reconfigure(stream: Any, **options: Any) -> None:
         stream.reconfigure(**options)
 
 
-@contextlib.contextmanager
-def starting_tensorflow() -> Iterator[None]:
-    """Set TensorFlow up for its first import, and silence its start-up lines.
-
-    Its C++ part writes them straight to stderr, where no log level reaches them.
-    Python's own errors still come through as exceptions.
-    """
-    # TensorFlow leaves oneDNN's faster kernels off on processors without AVX-512 VNNI.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Without a console (pythonw) there are no streams, and Keras would miss them.
-    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
-    sys.stderr.flush()
-    with contextlib.ExitStack() as after:
-        with contextlib.suppress(OSError):  # there is no file 2, either
-            stderr = os.dup(2)
-            after.callback(os.close, stderr)
-            after.callback(os.dup2, stderr, 2)
-            with open(os.devnull, "w") as devnull:
-                os.dup2(devnull.fileno(), 2)
-        in_main = threading.current_thread() is threading.main_thread()
-        handler = signal.getsignal(signal.SIGINT)
-        is_default = in_main and handler is signal.default_int_handler
-        if is_default and not is_interactive():
-            after.callback(signal.signal, signal.SIGINT, handler)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback
-        yield
-
-
 def import_openvino() -> Any:
     """Import OpenVINO, but not its converters of models.
 
@@ -223,11 +195,14 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 large_images = threading.Lock()  # one at a time, so that memory stays flat
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
     """Decode an image file, its first frame, upright as its EXIF orientation says.
 
+    A JPEG is decoded at an eighth, a quarter or half of its size as long as both sides
+    keep reduce_to pixels, which is faster and takes less memory.
+
     Returns:
-        An image of mode L or RGB.
+        An image of mode L or RGB; its info tells by how much it is reduced.
 
     Raises:
         OSError: if the file cannot be read as an image.
@@ -241,7 +216,11 @@ def open_image(path: str | Path) -> Image.Image:
                 tile = [image.tag_v2.get(tag, 1) for tag in (322, 323)]
                 pixels = max(pixels, math.prod(tile))
             if pixels > Image.MAX_IMAGE_PIXELS:
-                raise OSError(f"too large: {pixels} pixels")
+                raise OSError(TOO_LARGE)
+            width = image.width
+            if reduce_to:
+                image.draft(None, (reduce_to, reduce_to))
+            image.info["reduced"] = width / image.width
             with large_images if pixels > LARGE else contextlib.nullcontext():
                 image.load()
                 with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
@@ -252,6 +231,8 @@ def open_image(path: str | Path) -> Image.Image:
         raise OSError(f"{path}: {reason}") from error
     except DECODER_ERRORS as error:
         reason = getattr(error, "strerror", None) or error or "unreadable"
+        if isinstance(error, Image.DecompressionBombError):  # Pillow's, at the double
+            reason = TOO_LARGE
         raise OSError(f"{path}: {reason}") from error
 
 
@@ -280,13 +261,22 @@ def to_input(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., np.newaxis] * np.float32(RESCALE)
 
 
+def is_blank(image: Image.Image) -> bool:
+    """Tell whether an image shows nothing: it is tiny, or its pixels are all alike."""
+    darkest, brightest = image.convert("L").getextrema()
+    return min(image.size) < MIN_SIDE or darkest == brightest
+
+
 def read_pixels(path: str | Path) -> np.ndarray:
     """Read an image file as square grayscale, uint8 of shape (48, 48).
 
     Raises:
-        OSError: if the file cannot be read as an image.
+        OSError: if the file cannot be read as an image, or the image shows nothing.
     """
-    return to_pixels(open_image(path))
+    image = open_image(path)
+    if is_blank(image):
+        raise OSError(f"{path}: blank, or smaller than {MIN_SIDE} pixels")
+    return to_pixels(image)
 
 
 def list_folders(folder: Path) -> list[str]:

@@ -167,10 +167,7 @@ def tutorial() -> dict[str, Any]:
 
 def matrix_product(dtype: str) -> dict[str, Any]:
     """Multiply two large matrices: the most that the machine gives."""
-    from utils import starting_tensorflow
-
-    with starting_tensorflow():
-        import tensorflow as tf
+    from train import tf
 
     size = 4096
     matrix = tf.cast(tf.random.normal((size, size)), dtype)
@@ -182,12 +179,10 @@ class KerasNetwork:
     """The model in models/ on Keras and TensorFlow, with the views of predict.py."""
 
     def __init__(self) -> None:
-        import utils
+        import train
 
-        with utils.starting_tensorflow():
-            import keras
-        path = ROOT / utils.MODEL_PATH
-        self.model = keras.saving.load_model(path, compile=False)
+        path = ROOT / train.utils.MODEL_PATH
+        self.model = train.keras.saving.load_model(path, compile=False)
 
     def predict(self, faces: np.ndarray) -> np.ndarray:
         """Return class probabilities, (n, num_classes)."""

@@ -13,10 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-import utils
-
-with utils.starting_tensorflow():  # first of all, as the commands do
-    import keras  # noqa: F401
+from train import keras  # noqa: F401  first of all: it sets TensorFlow up
 
 ROOT = Path(__file__).parent.parent
 MODEL = "models/face_classification_model.h5"

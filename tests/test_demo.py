@@ -92,11 +92,9 @@ def test_the_model_file_tells_about_itself(demo: dict) -> None:
         names = set(file.attrs) - keras_own
         stored = {name: json.loads(file.attrs[name]) for name in names}
     assert stored["class_names"] == EMOTIONS
-    assert (stored["image_size"], stored["color_mode"]) == (48, "grayscale")
-    assert stored["rescale"] == 1 / 255
-    assert stored["script"] == "train.py"
+    assert (stored["image_size"], stored["rescale"]) == (48, 1 / 255)
     assert stored["arguments"]["epochs"] == 15
-    assert stored["arguments"]["model_path"] == "models/demo.h5"
+    assert not {"model_path", "data_dir"} & stored["arguments"].keys()
     assert stored["images"] == {"train": 240, "test": 60}
     assert set(stored["versions"]) == {"python", "tensorflow", "keras", "numpy"}
     metrics = json.loads((demo["path"].parent / "metrics.json").read_text())
@@ -130,7 +128,8 @@ def expected(demo: dict) -> np.ndarray:
 
 def test_one_image(demo: dict, run: Callable, expected: np.ndarray) -> None:
     result = run("predict.py", "--image", FACE, "--model", demo["path"])
-    percent = {EMOTIONS[i].capitalize(): 100 * p for i, p in enumerate(expected)}
+    rounded = [100 * round(float(p), 4) for p in expected]
+    percent = dict(zip(map(str.capitalize, EMOTIONS), rounded, strict=True))
     best = max(percent, key=percent.get)
     rows = sorted(percent.items(), key=lambda row: -row[1])
     assert (result.returncode, result.stderr) == (0, "")

@@ -200,17 +200,23 @@ def test_faces_are_predicted_whatever_their_number() -> None:
     assert network.predict(faces[:0]).shape == (0, 6)
 
 
-def test_prediction_needs_no_tensorflow(tmp_path: Path) -> None:
-    face = ROOT / "data" / "demo" / "test" / "happy" / "00.png"
+def test_prediction_needs_no_tensorflow_and_no_network(tmp_path: Path) -> None:
+    images = ["data/astronaut.jpg", "data/demo/test/happy/00.png"]
+    output = tmp_path / "records"
     script = f"""
-import json, socket, sys
-def refuse(*arguments): raise AssertionError("a connection")
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import json, sys
+events = []
+def note(event, arguments):
+    is_path = event == "open" and isinstance(arguments[0], str)
+    if is_path and set("wax+") & set(arguments[1] or "") or event.startswith("socket."):
+        events.append([event, str(arguments[0])])
+sys.addaudithook(note)
 import predict
 for kind in ("text", "json", "csv"):
-    predict.main(["--image", {str(face)!r}, "--format", kind, "--faces", "never"])
+    words = ["--image", *{images}, "--format", kind, "--output", {str(output)!r}]
+    assert predict.main(words) == 0
 heavy = "tensorflow", "keras", "pandas", "matplotlib", "scipy", "cv2", "openvino.tools"
-print(json.dumps([name for name in heavy if sys.modules.get(name)]))
+print(json.dumps([[name for name in heavy if sys.modules.get(name)], events]))
 """
     home = {"HOME": str(tmp_path), "PATH": ""}
     result = subprocess.run(
@@ -221,8 +227,10 @@ print(json.dumps([name for name in heavy if sys.modules.get(name)]))
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) == []
-    assert list(tmp_path.iterdir()) == []  # nor is anything written at home
+    imported, events = json.loads(result.stdout)
+    assert imported == []
+    assert events == 3 * [["open", str(output)]]
+    assert list(tmp_path.iterdir()) == [output]  # nor is anything written at home
 
 
 def test_only_the_network_s_own_arrays_are_read(tmp_path: Path) -> None:

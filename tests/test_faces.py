@@ -1,6 +1,6 @@
 """Any picture: which faces are classified, and what is told of them in each format.
 
-The detector is the real one on a portrait, and a fake with known boxes elsewhere.
+The search is the real one on the portrait, and a fake with known boxes elsewhere.
 """
 
 import csv
@@ -10,6 +10,8 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,36 +25,44 @@ import utils
 from utils import UserError
 
 CROP = ROOT / "data" / "demo" / "test" / "happy" / "03.png"
+PORTRAIT = ROOT / "data" / "astronaut.jpg"
 FACE = (175, 65, 100, 150)  # of the astronaut, by eye: left, top, width, height
 
 
-class FakeDetector:
-    """Find faces at given boxes."""
+class FakeSearch:
+    """Find faces at given boxes: left, top, width, height."""
 
-    def __init__(self, *boxes: tuple[float, float, float, float]) -> None:
-        self.boxes = boxes
-        self.shapes = []
+    def __init__(self) -> None:
+        self.boxes: list[tuple[float, ...]] = []
+        self.sizes: list[tuple[int, int]] = []
 
-    def detect_faces(self, pixels: np.ndarray) -> list[dict]:
-        """Answer as MTCNN does."""
-        self.shapes.append(pixels.shape)
-        return [{"box": list(box), "confidence": 0.99} for box in self.boxes]
+    def __call__(self, image: Image.Image, size: int, border: float = 0) -> tuple:
+        """Answer as predict.search does."""
+        self.sizes.append(image.size)
+        boxes = np.reshape(self.boxes, (-1, 4)).astype(float)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes, np.ones(len(boxes))
 
 
 @pytest.fixture
-def detector(monkeypatch: pytest.MonkeyPatch) -> FakeDetector:
-    """Put a detector that finds nothing yet into predict.py's hands."""
-    detector = FakeDetector()
-    monkeypatch.setattr(predict, "load_detector", lambda: detector)
-    return detector
+def search(monkeypatch: pytest.MonkeyPatch) -> FakeSearch:
+    """Put a search that finds nothing yet into predict.py's hands."""
+    search = FakeSearch()
+    monkeypatch.setattr(predict, "search", search)
+    return search
 
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """Write a picture of 400 x 300 pixels."""
-    pixels = np.random.default_rng(3).integers(0, 256, (300, 400, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
+    return noise(tmp_path / "photo.png", 400, 300)
+
+
+def noise(path: Path, width: int, height: int) -> Path:
+    """Write a picture of noise."""
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 def run(*words: object) -> int:
@@ -64,7 +74,7 @@ def run(*words: object) -> int:
 
 
 def test_a_portrait(capsys: pytest.CaptureFixture) -> None:
-    assert run("--image", ROOT / "data" / "astronaut.jpg", "--format", "json") == 0
+    assert run("--image", PORTRAIT, "--format", "json") == 0
     (record,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert (record["status"], record["face"], record["emotion"]) == ("ok", 1, "happy")
     assert record["width"] == record["height"]
@@ -72,44 +82,124 @@ def test_a_portrait(capsys: pytest.CaptureFixture) -> None:
     assert abs(x - (FACE[0] + FACE[2] / 2)) < 25
     assert abs(y - (FACE[1] + FACE[3] / 2)) < 25
     assert 90 < record["width"] < 190
+    assert predict.find_emotions(PORTRAIT, ROOT / MODEL) == [record]
+    network = utils.load_model(ROOT / MODEL)
+    assert predict.find_emotions(PORTRAIT, network) == [record]
 
 
-def test_boxes_are_square_inside_and_from_left_to_right(
-    detector: FakeDetector,
-) -> None:
-    image = Image.new("RGB", (2048, 1024))  # searched at half its size
-    detector.boxes = [(400, 100, 30, 50), (-6, 480, 40, 40), (20, 0, 600, 500)]
-    boxes = predict.find_faces(image)
-    assert detector.shapes == [(512, 1024, 3)]
-    assert boxes == [(0, 944, 80, 80), (128, 0, 1024, 1024), (780, 200, 100, 100)]
+@pytest.fixture(scope="module")
+def portrait() -> Image.Image:
+    """Return the portrait, 512 x 512 pixels, in color."""
+    return utils.open_image(PORTRAIT)
 
 
-def test_faces_are_cut_from_the_original(
-    detector: FakeDetector, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", ["ROTATE_90", "ROTATE_180", "ROTATE_270"])
+def test_a_turned_portrait(portrait: Image.Image, name: str) -> None:
+    (face,) = predict.find_faces(portrait)
+    (turned,) = predict.find_faces(portrait.transpose(Image.Transpose[name]))
+    np.testing.assert_array_equal(turned.pixels, face.pixels)
+    mask = Image.new("L", portrait.size)
+    x, y, width, height = face.box
+    mask.paste(255, (x, y, x + width, y + height))
+    left, top, right, bottom = mask.transpose(Image.Transpose[name]).getbbox()
+    assert turned.box == (left, top, right - left, bottom - top)
+
+
+def test_a_dark_portrait(portrait: Image.Image) -> None:
+    (face,) = predict.find_faces(portrait)
+    dark = portrait.point(lambda value: value // 4)
+    (found,) = predict.find_faces(dark)
+    np.testing.assert_allclose(found.box, face.box, atol=12)
+    assert found.pixels.max() < 64  # what is classified has not been brightened
+    (found,) = predict.find_faces(portrait.point(lambda value: value // 24))
+    np.testing.assert_allclose(found.box, face.box, atol=20)
+
+
+@pytest.mark.parametrize("size", [96, 224, 600])
+def test_a_closely_cut_face_is_its_own_crop(portrait: Image.Image, size: int) -> None:
+    (face,) = predict.find_faces(portrait)
+    x, y, width, height = face.box
+    crop = portrait.crop((x, y, x + width, y + height)).resize((size, size))
+    (found,) = predict.find_faces(crop)
+    assert found.box == (0, 0, size, size)
+
+
+def test_several_real_faces(portrait: Image.Image) -> None:
+    (face,) = predict.find_faces(portrait)
+    group = Image.new("RGB", (1200, 800), "gray")
+    group.paste(portrait, (600, 200))
+    group.paste(portrait.resize((256, 256)), (100, 50))
+    half = [100 + face.box[0] / 2, 50 + face.box[1] / 2, *np.array(face.box[2:]) / 2]
+    whole = [600 + face.box[0], 200 + face.box[1], *face.box[2:]]
+    found = [face.box for face in predict.find_faces(group)]
+    np.testing.assert_allclose(found, [half, whole], atol=12)
+
+
+def test_boxes_are_square_inside_and_from_left_to_right(search: FakeSearch) -> None:
+    image = Image.fromarray(random_pixels(5, 2048)[:1024])
+    search.boxes = [(780, 200, 60, 200), (0, 960, 80, 64), (40, 0, 1200, 1000)]
+    faces = predict.find_faces(image)
+    assert search.sizes == [(2048, 1024)]
+    boxes = [face.box for face in faces]
+    assert boxes == [(0, 938, 86, 86), (128, 0, 1024, 1024), (703, 193, 214, 214)]
+
+
+def test_small_faces_are_those_of_nobody_else(search: FakeSearch) -> None:
+    image = Image.fromarray(random_pixels(5, 400))
+    search.boxes = [(10, 10, 15, 19), (100, 100, 30, 40)]
+    assert [face.box[0] for face in predict.find_faces(image)] == [94]
+    search.boxes.pop()
+    assert [face.box for face in predict.find_faces(image)] == [(8, 10, 20, 20)]
+
+
+def test_faces_are_cut_from_the_original(search: FakeSearch, tmp_path: Path) -> None:
     pixels = np.full((2000, 3000), 50, np.uint8)
     face = random_pixels(8, 48)
     pixels[900:948, 600:648] = face
     path = tmp_path / "large.png"
     Image.fromarray(pixels).save(path)
-    scale = 1024 / 3000
-    detector.boxes = [tuple(scale * v for v in (600, 900, 48, 48))]
+    search.boxes = [(601.5, 901.5, 45, 45)]
     (found,) = predict.read_faces(str(path), "auto")
     assert found.box == (600, 900, 48, 48)
     np.testing.assert_array_equal(found.pixels, face)
 
 
+def test_large_photos_are_decoded_small_as_far_as_faces_allow(
+    portrait: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_image(path: str, **options: int) -> Image.Image:
+        image = original(path, **options)
+        opened.append(image.size)
+        return image
+
+    original = utils.open_image
+    monkeypatch.setattr(utils, "open_image", open_image)
+    (face,) = predict.find_faces(portrait)
+    photo = Image.new("RGB", (4000, 3000), "gray")
+    for size, sizes in ((1536, [(2000, 1500)]), (768, [(2000, 1500), (4000, 3000)])):
+        photo.paste("gray", (0, 0, *photo.size))
+        photo.paste(portrait.resize((size, size)), (300, 500))
+        photo.save(tmp_path / "photo.jpg", quality=95)
+        opened.clear()
+        (found,) = predict.read_faces(str(tmp_path / "photo.jpg"), "auto")
+        assert opened == sizes
+        box = np.array(face.box) * size / 512 + [300, 500, 0, 0]
+        np.testing.assert_allclose(found.box, box, atol=0.05 * size)
+
+
 def test_boxes_are_those_of_the_upright_picture(
-    detector: FakeDetector, tmp_path: Path
+    search: FakeSearch, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(4).integers(0, 256, (200, 100), np.uint8)
     lying = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
     lying.save(tmp_path / "phone.png", exif=exif)
-    detector.boxes = [(30, 120, 48, 48)]
+    search.boxes = [(31.5, 121.5, 45, 45)]
     (face,) = predict.read_faces(str(tmp_path / "phone.png"), "auto")
-    assert detector.shapes == [(200, 100, 3)]
+    assert search.sizes == [(100, 200)]
     assert face.box == (30, 120, 48, 48)
     np.testing.assert_array_equal(face.pixels, pixels[120:168, 30:78])
 
@@ -124,28 +214,57 @@ def test_boxes_are_those_of_the_upright_picture(
     ],
 )
 def test_when_faces_are_searched(
-    detector: FakeDetector, tmp_path: Path, size: tuple, faces: str, searched: bool
+    search: FakeSearch, tmp_path: Path, size: tuple, faces: str, searched: bool
 ) -> None:
-    path = tmp_path / "image.png"
-    Image.new("L", size, 99).save(path)
+    path = noise(tmp_path / "image.png", *size)
     found = predict.read_faces(str(path), faces)
-    assert len(detector.shapes) == searched
-    if searched:
-        assert found == []
-    else:
-        side = min(size)
-        assert found[0].box == (
-            (size[0] - side) // 2,
-            (size[1] - side) // 2,
-            side,
-            side,
-        )
+    assert bool(search.sizes) == searched
+    side = min(size)
+    box = ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
+    assert [face.box for face in found] == ([] if searched else [box])
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_what_shows_nothing_is_no_face(
+    search: FakeSearch, tmp_path: Path, value: int, capsys: pytest.CaptureFixture
+) -> None:
+    blank, tiny, small = (tmp_path / f"{n}.png" for n in ("blank", "tiny", "small"))
+    Image.new("RGB", (48, 48), (value,) * 3).save(blank)
+    noise(tiny, 48, 11)
+    noise(small, 12, 12)
+    assert run("--image", blank, tiny, "--format", "csv", "--faces", "never") == 1
+    assert capsys.readouterr().out.count(",no_face,") == 2
+    assert run("--image", small) == 0
+    image = Image.new("L", (400, 300), value)  # and no crop of a blank place is one
+    image.paste(Image.fromarray(random_pixels(5, 100)), (200, 100))
+    search.boxes = [(10, 10, 60, 60), (210, 110, 60, 60)]
+    assert [face.box for face in predict.find_faces(image)] == [(208, 108, 64, 64)]
+
+
+def test_records_come_one_by_one_and_in_order() -> None:
+    second, begun = threading.Event(), []
+
+    def paths() -> Iterator[str]:
+        for number in range(1000):
+            begun.append(number)
+            yield str(number)
+
+    def read(path: str) -> list:
+        if path == "1":
+            assert second.wait(60)
+        return []
+
+    results = predict.predict_files(utils.load_model(ROOT / MODEL), paths(), read)
+    assert next(results) == ("0", [])  # although the second is not done
+    assert len(begun) <= predict.AHEAD
+    second.set()
+    assert [path for path, _ in results] == [str(n) for n in range(1, 1000)]
 
 
 @pytest.fixture
-def mixed(detector: FakeDetector, tmp_path: Path, photo: Path) -> list[Path]:
+def mixed(search: FakeSearch, tmp_path: Path, photo: Path) -> list[Path]:
     """Return a crop, a photo of two faces, and a file that is no image."""
-    detector.boxes = [(200, 100, 80, 80), (10, 20, 60, 60)]
+    search.boxes = [(202, 102, 75, 75), (12, 22, 56, 56)]
     crop, broken = tmp_path / "crop.png", tmp_path / "broken.jpg"
     crop.write_bytes(CROP.read_bytes())
     broken.write_bytes(b"")
@@ -200,17 +319,18 @@ def test_csv(mixed: list[Path], capsys: pytest.CaptureFixture) -> None:
     for row, probabilities in zip(
         rows, [*expected(mixed[0]), *expected(mixed[1])], strict=False
     ):
-        assert [row[name] for name in EMOTIONS] == [f"{p:.4f}" for p in probabilities]
-        assert row["confidence"] == f"{max(probabilities):.4f}"
+        rounded = [str(round(float(p), 4)) for p in probabilities]
+        assert [row[name] for name in EMOTIONS] == rounded
+        assert row["confidence"] == rounded[probabilities.argmax()]
         assert row["emotion"] == EMOTIONS[probabilities.argmax()]
         assert row["message"] == ""
     assert out.splitlines()[-1] == f"{broken},error,{',' * 13}empty file"
 
 
 def test_json(
-    mixed: list[Path], detector: FakeDetector, capsys: pytest.CaptureFixture
+    mixed: list[Path], search: FakeSearch, capsys: pytest.CaptureFixture
 ) -> None:
-    detector.boxes = []
+    search.boxes = []
     assert run("--image", *mixed, "--format", "json") == 1
     out, err = capsys.readouterr()
     crop, photo, broken = map(json.loads, out.splitlines())
@@ -289,19 +409,6 @@ def test_a_list_on_stdin_in_its_order(
     assert err == f"predict.py: error: {tmp_path}/missing.png: no such file\n"
 
 
-def test_few_files_are_read_ahead() -> None:
-    read = []
-
-    def paths() -> object:
-        for number in range(1000):
-            read.append(number)
-            yield str(number)
-
-    chunks = predict.read_ahead(lambda path: [], paths())
-    assert len(next(chunks)) == utils.CHUNK
-    assert len(read) <= 2 * utils.CHUNK
-
-
 @pytest.mark.parametrize("option", ["--plot", "--explain"])
 def test_pictures(
     mixed: list[Path], tmp_path: Path, option: str, capsys: pytest.CaptureFixture
@@ -344,13 +451,12 @@ def test_what_was_drawn_is_drawn_anew_and_not_read(
     album: Path, capsys: pytest.CaptureFixture
 ) -> None:
     photos, words = contents(album), ["--image", album, "--plot", album]
-    words += ["--explain", album, "--output", album / "result.csv", "--format", "csv"]
+    words += ["--output", album / "result.csv", "--format", "csv"]
     assert run(*words) == 0
     assert capsys.readouterr() == ("", "")
     written = contents(album)
     drawn = {"mia-emotions-2.png", "MIA-emotions.png", "mia-emotions-emotions.png"}
-    drawn |= {"mia-emotions-emotions-2.png", "mia-emotions-heat.png", "mia-heat.png"}
-    drawn |= {"mia-emotions-heat-2.png", "MIA-heat-2.png"}
+    drawn |= {"mia-emotions-emotions-2.png"}
     assert set(written) == {*photos, *drawn, "result.csv"}
     assert written == written | photos
     rows = (album / "result.csv").read_text().splitlines()[1:]
@@ -473,7 +579,7 @@ def test_heat_is_where_an_answer_rests() -> None:
     class Network:
         """Is the surer of class 0 the brighter a patch of the face is."""
 
-        def predict(self, faces: np.ndarray) -> np.ndarray:
+        def predict(self, faces: np.ndarray, tta: bool) -> np.ndarray:
             bright = faces[:, 20:24, 30:34, 0].mean(axis=(1, 2))
             return np.stack([bright, 1 - bright], axis=1)
 
@@ -489,7 +595,7 @@ def test_heat_is_where_an_answer_rests() -> None:
 
 @pytest.fixture
 def strange(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: FakeDetector
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: FakeSearch
 ) -> list[str]:
     """Return strange names of a crop, in a folder that is the current one."""
     (tmp_path / "here").mkdir()

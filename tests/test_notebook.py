@@ -22,7 +22,6 @@ from conftest import MODEL, ROOT
 
 import predict
 import train
-import utils
 
 FACE = ROOT / "data" / "demo" / "test" / "surprise" / "02.png"
 SMALL = ["--classes", "angry", "happy", "sad", "--filters", "4", "--epochs", "1"]
@@ -141,7 +140,7 @@ def test_an_interrupt_while_tensorflow_is_imported_leaves_the_process(
     fake_notebook(monkeypatch)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), utils.starting_tensorflow():
+        with pytest.raises(KeyboardInterrupt), train.starting_tensorflow():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -168,8 +167,10 @@ def test_without_streams(tree: Path, tmp_path: Path, redirect: str) -> None:
     words = f"predict.py --image {FACE} --output {output} --plot {tmp_path}/a.png"
     assert python(words, redirect=redirect) == "0\n"
     assert output.read_text().count("%") == 7
+    if ">/" not in redirect:  # a training takes its time
+        return
     words = f"train.py --data-dir {tree} --model-path {path} {shlex.join(SMALL)}"
-    assert python(words, redirect=redirect).endswith("\n0\n"[">/" in redirect :])
+    assert python(words, redirect=redirect) == "0\n"
     assert path.exists()
     code = f"import sys; sys.stdout = sys.stderr = None; sys.argv = {words.split()}; "
     code += "import runpy; runpy.run_path('train.py', run_name='__main__')"

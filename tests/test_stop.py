@@ -51,11 +51,10 @@ def test_real_processes_are_stopped_and_go_on(checkout: Path, tmp_path: Path) ->
     assert result.stdout.count("Resumed after epoch 1 of 4.\n") == 1
     assert result.stderr == "train.py: stopped; --resume goes on\n"
 
-    result = stop_in_epoch(checkout, command, 4, signal.SIGKILL)
-    assert result.returncode == -9
-    result = stop_in_epoch(checkout, command, 0, signal.SIGKILL)
+    result = stop_in_epoch(checkout, command, 0, signal.SIGKILL)  # in none: it ends
     assert (result.returncode, result.stderr) == (0, "")
-    assert re.findall(r"^Epoch \d+", result.stdout, re.MULTILINE) == ["Epoch 4"]
+    epochs = re.findall(r"^Epoch \d+", result.stdout, re.MULTILINE)
+    assert epochs == ["Epoch 3", "Epoch 4"]
     assert not checkpoint.exists()
 
     folder = checkout / "data" / "demo"
