@@ -216,9 +216,8 @@ def crops(model: str = "") -> dict[str, Any]:
 
     paths = list(utils.list_files(ROOT / "data" / "test"))
     keras = model == "Keras"
-    network = (
-        KerasNetwork() if keras else utils.load_model(Path(model or utils.MODEL_PATH))
-    )
+    path = ROOT / (model or utils.MODEL_PATH)
+    network = KerasNetwork() if keras else utils.load_model(path)
     return predict_rate(network, paths, "never")
 
 
@@ -293,7 +292,7 @@ def median(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def speed(turns: int) -> None:
     """Print the medians of all contenders."""
-    print(f"{describe_machine()}; medians of {turns} turns\n")
+    print(f"{in_process('benchmark.describe_machine()')}; medians of {turns} turns\n")
     measured = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         draw_photos(Path(folder))
@@ -329,7 +328,7 @@ def run_command(words: list[str]) -> dict[str, float]:
 
 def prediction(turns: int) -> None:
     """Print how long predictions take."""
-    print(f"{describe_machine()}; medians of {turns} turns\n")
+    print(f"{in_process('benchmark.describe_machine()')}; medians of {turns} turns\n")
     measured = collections.defaultdict(list)
     for _ in range(turns):
         for name, words in COMMANDS.items():
@@ -415,7 +414,7 @@ def train_once(folder: str) -> dict[str, float]:
 
 def memory() -> None:
     """Print what time and memory grow by from 3,000 to 300,000 images."""
-    print(f"{describe_machine()}\n")
+    print(f"{in_process('benchmark.describe_machine()')}\n")
     peaks = []
     for images in (3_000, 300_000):
         with tempfile.TemporaryDirectory() as folder:
