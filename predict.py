@@ -705,7 +705,8 @@ def evaluate(args: argparse.Namespace) -> int:
         except UserError as error:  # it serves no training: measure without it
             line = f"images also in train are not told apart: {error}"
             print(f"predict.py: {line}", file=sys.stderr)
-    utils.describe_metrics(utils.evaluate(network, split), class_names)
+    metrics = utils.evaluate(network, split)
+    Output(None).write(utils.describe_metrics(metrics, class_names))
     return bool(unreadable)
 
 

@@ -981,7 +981,7 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         message = f"{folder}: cannot write there: {error}. Fix it, then use --resume"
         raise UserError(message) from error
-    utils.describe_metrics(metrics, args.classes)
+    print(utils.describe_metrics(metrics, args.classes), end="")
     if temperature := metrics["temperature"]:
         print(f"Calibrated on the validation images: temperature {temperature:.2f}.")
     else:

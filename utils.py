@@ -506,26 +506,28 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> None:
-    """Print what evaluate returned, beside a guess that never looks."""
-    confusion = np.array(metrics["test"]["confusion_matrix"])
-    images, width = confusion.sum(axis=1), max(6, *map(len, class_names))
-    figures = [metrics["test"][name] for name in ("precision", "recall", "f1")]
-    heads = "".join(f" {name:>{width}}" for name in class_names)
-    print(
-        "\nAll test images, and as what they were classified:\n"
-        f"{'':{width}} precision  recall    f1  images {heads}"
+def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
+    """Write for people what evaluate returned, beside a guess that never looks."""
+    test = metrics["test"]
+    images, width = (
+        np.sum(test["confusion_matrix"], axis=1),
+        max(6, *map(len, class_names)),
     )
-    for name, *row, counts in zip(class_names, *figures, confusion, strict=True):
-        precision, recall, f1 = row
-        classified = "".join(f" {count:{width}}" for count in counts)
-        print(
-            f"{name:{width}} {precision:9.3f} {recall:7.3f} {f1:5.3f} "
-            f"{sum(counts):7} {classified}"
+    lines = [
+        "",
+        "All test images, and as what they were classified:",
+        f"{'':{width}} precision  recall    f1  images "
+        + "".join(f" {name:>{width}}" for name in class_names),
+    ]
+    columns = [test[name] for name in ("precision", "recall", "f1", "confusion_matrix")]
+    for name, precision, recall, f1, counts in zip(class_names, *columns, strict=True):
+        lines.append(
+            f"{name:{width}} {precision:9.3f} {recall:7.3f} {f1:5.3f} {sum(counts):7} "
+            + "".join(f" {count:{width}}" for count in counts)
         )
-    print("\nconfidence at least  images  accuracy")
-    for least, share, accuracy in metrics["test"]["coverage"]:
-        print(f"{least:19} {percent(share):>7} {percent(accuracy):>9}")
+    lines += ["", "confidence at least  images  accuracy"]
+    for least, share, accuracy in test["coverage"]:
+        lines.append(f"{least:19} {percent(share):>7} {percent(accuracy):>9}")
     most = int(images.argmax())
     for name, place in {"test": "all", "leak_free": "not also in train"}.items():
         part = metrics.get(name)
@@ -534,13 +536,15 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> Non
         count, accuracy = part["images"], part["accuracy"]
         spread = 1.96 * (accuracy * (1 - accuracy) / count) ** 0.5
         guess = sum(part["confusion_matrix"][most]) / count
-        print(
-            f"\nTest accuracy {percent(accuracy)} ± {percent(spread)} "
-            f"({count} images, {place}; 95 % interval)\n"
+        lines += [
+            "",
+            f"Test accuracy {percent(accuracy)} ± {percent(spread)} "
+            f"({count} images, {place}; 95 % interval)",
             f"  macro recall {percent(part['macro_recall'])}, "
             f"always {class_names[most]} {percent(guess)}, "
-            f"calibration error {part['calibration_error']:.3f}"
-        )
+            f"calibration error {part['calibration_error']:.3f}",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     python tests/benchmark.py speed    # training: 10 minutes; needs data/train
     python tests/benchmark.py memory   # training: 10 minutes, 2 GB of disk
     python tests/benchmark.py predict  # prediction: 5 minutes; needs data/test
+    python tests/benchmark.py faces    # large face crops: 10 minutes; needs data/test
 
 Contenders take turns, several times over, so that a drifting machine hits all alike;
 what is printed are medians. A step is forward and backward pass and update. Its
@@ -428,18 +429,51 @@ def memory() -> None:
     print(f"\nanonymous memory grows by {peaks[1] - peaks[0]:.0f} MB")
 
 
+def faces() -> None:
+    """Print what becomes of the face crops of data/test when they are scaled up."""
+    from PIL import Image
+
+    import predict
+    import utils
+
+    network = utils.load_model(ROOT / utils.MODEL_PATH)
+    paths = list(utils.list_files(ROOT / "data" / "test"))
+    paths = [path for path in paths if Path(path).parent.name in network.class_names]
+    for size in (96, 224):
+
+        def read(path: str, find: Callable, size: int = size) -> list:
+            return find(utils.open_image(path).resize((size, size), Image.BICUBIC))
+
+        for name, find in {
+            "never": predict.whole_face,
+            "auto": predict.find_faces,
+        }.items():
+            reader = functools.partial(read, find=find)
+            found, right = 0, 0
+            for path, result in predict.predict_files(network, paths, reader):
+                if result:
+                    _, probabilities = max(result, key=lambda pair: pair[0].box[2])
+                    emotion = network.class_names[probabilities.argmax()]
+                    found, right = (
+                        found + 1,
+                        right + (emotion == Path(path).parent.name),
+                    )
+            print(
+                f"{len(paths)} images of {size} pixels, --faces {name}: no face in "
+                f"{1 - found / len(paths):.1%}, right {right / len(paths):.1%}"
+            )
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["speed", "memory", "predict"])
+    parser.add_argument("what", choices=["speed", "memory", "predict", "faces"])
     parser.add_argument("--turns", type=int, default=3, help="times each is measured")
     args = parser.parse_args()
-    if args.what == "memory":
-        memory()
-    elif args.what == "predict":
-        prediction(args.turns)
-    else:
-        speed(args.turns)
+    runs = {"memory": memory, "faces": faces}
+    runs["predict"] = functools.partial(prediction, args.turns)
+    runs["speed"] = functools.partial(speed, args.turns)
+    runs[args.what]()
 
 
 if __name__ == "__main__":

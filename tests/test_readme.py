@@ -85,13 +85,12 @@ def test_the_session_at_the_top(run: Callable) -> None:
 
 @pytest.mark.parametrize("path", ["README.md", "models/README.md"])
 def test_the_figures_are_those_that_the_model_file_holds(
-    path: str, capsys: pytest.CaptureFixture
+    path: str,
 ) -> None:
     with h5py.File(ROOT / utils.MODEL_PATH) as file:
         metrics = {name: json.loads(file.attrs[name]) for name in ("test", "leak_free")}
         class_names = json.loads(file.attrs["class_names"])
-    utils.describe_metrics(metrics, class_names)
-    printed = capsys.readouterr().out
+    printed = utils.describe_metrics(metrics, class_names)
     command = "$ python predict.py --evaluate data/test\n"
     assert f"```\n{command}{printed}```\n" in (ROOT / path).read_text()
     accuracy = utils.percent(metrics["leak_free"]["accuracy"])
