@@ -587,6 +587,21 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_heaps(content: bytes) -> None:
+    """Refuse a file in which HDF5 1.14 would loop for ever, deaf to Ctrl-C.
+
+    It does so at free space of no size in a heap, where texts of attributes are.
+    """
+    steps = itertools.count()
+    for heap in re.finditer(rb"GCOL\x01...(.{8})", content, re.DOTALL):
+        place, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
+        while place + 16 <= min(end, len(content)):
+            number, size = struct.unpack_from("<H6xQ", content, place)
+            if (number == 0 and size < 16) or next(steps) > 10**6:
+                raise ValueError("a heap in it has no end")
+            place += size if number == 0 else 16 + (size + 7) // 8 * 8
+
+
 def read_attribute(file: h5py.File, name: str) -> Any:
     """Read a root attribute of an HDF5 file that holds JSON.
 
@@ -1054,6 +1069,7 @@ def load_model(path: Path) -> Network:
             raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB")
         if not h5py.is_hdf5(path):
             raise ValueError("it is no HDF5 file")
+        check_heaps(path.read_bytes())
         with h5py.File(path) as file:
             config, class_names, rescale = (
                 read_attribute(file, name)

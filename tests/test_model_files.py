@@ -5,6 +5,7 @@ Where Keras or HDF5 would obey a payload, it is shown to work there.
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,17 @@ def test_arrays_that_are_read_again_and_again_are_counted(tmp_path: Path) -> Non
 def test_a_file_that_is_too_large(path: Path) -> None:
     os.truncate(path, utils.MAX_BYTES + 1)  # sparse: takes no space
     assert refusal(path) == "it is larger than 200 MB"
+
+
+@pytest.mark.parametrize(("free", "refused"), [(0, True), (8, True), (16, False)])
+def test_what_makes_hdf5_loop_for_ever_is_refused(
+    path: Path, free: int, refused: bool
+) -> None:
+    texts = struct.pack("<H6xQ8s", 1, 3, b"abc") + struct.pack("<H6xQ", 0, free)
+    heap = struct.pack("<4sB3xQ", b"GCOL", 1, 16 + len(texts)) + texts
+    path.write_bytes(path.read_bytes() + heap)
+    if refused:
+        with pytest.raises(UserError, match="a heap in it has no end"):
+            utils.load_model(path)
+    else:
+        assert utils.load_model(path).class_names
