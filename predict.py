@@ -11,11 +11,13 @@ the model that is there.
 """
 
 import argparse
+import codecs
 import collections
 import contextlib
 import csv
 import errno
 import functools
+import glob
 import importlib.util
 import io
 import itertools
@@ -55,10 +57,19 @@ TURNS = {  # tried in this order
 AHEAD = 2 * utils.CHUNK  # files whose faces are read while others are classified
 SQUARE = 12  # pixels, of which a face has 48 a side, that the heat map covers at once
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
+BYTE_ORDER_MARKS = {  # of lists; PowerShell writes UTF-16
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
 BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
 CSV_COLUMNS = ["status", "face", *BOX, "emotion", "confidence"]
 NO_FACE = "no face found; if it is a closely cut face, say --faces never"
+
+
+class NoFaceError(OSError):
+    """An image without a face."""
 
 
 class UsageError(UserError):
@@ -78,7 +89,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument("--evaluate", type=Path, metavar="FOLDER", help=text)
     add = parser.add_argument
     text = "the model file, as train.py wrote it"
-    add("--model", type=Path, default=utils.MODEL_PATH, help=text)
+    default = utils.of_project(utils.MODEL_PATH)
+    add("--model", type=Path, default=default, help=text)
     text = f"search faces; auto: in images of more than {CROP_SIZE} pixels"
     add("--faces", choices=["auto", "always", "never"], default="auto", help=text)
     text = "for people, or for programs: one JSON object or CSV row a face"
@@ -155,37 +167,82 @@ def check_targets(args: argparse.Namespace, targets: Sequence[Path]) -> set[str]
     return names
 
 
-def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> Iterable[str]:
-    """Replace each folder by the files below it, and - by the lines of stdin.
+def read_list(content: bytes) -> list[str]:
+    """Split a list of paths, a line each, as any system's tools write it.
 
-    What earlier runs wrote there is passed over: what was drawn, and targets, files to
-    write, that are no pictures.
+    UTF-16, byte order marks, carriage returns and quotes are understood; a path that
+    exists as it stands is left so.
+    """
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            text = content.removeprefix(mark).decode(encoding, "replace")
+            break
+    else:
+        text = os.fsdecode(content)
+    lines = []
+    for line in filter(str.strip, text.split("\n")):
+        plain = line.rstrip("\r")
+        quoted = plain[:1] == plain[-1:] and plain[0] in "'\""
+        spellings = [line, plain, plain[1:-1] if quoted else plain]
+        lines.append(next(filter(os.path.lexists, spellings), spellings[-1]))
+    return lines
+
+
+def expand(image: str) -> list[str]:
+    """List what a name stands for: the files of a folder, those that a pattern fits."""
+    if os.path.isdir(image):
+        return list(utils.list_files(Path(image)))
+    if not os.path.lexists(image):  # Windows' shells leave patterns to programs
+        found = (
+            sorted(glob.glob(image, recursive=True)) if glob.has_magic(image) else []
+        )
+        return [file for name in found for file in expand(name)] or [image]
+    return [image]
+
+
+def find_images(
+    images: Sequence[str], targets: Sequence[Path] = ()
+) -> tuple[list[str], set[str]]:
+    """List the files to read: each image, or those below a folder, or of stdin (-).
+
+    What earlier runs wrote into a folder is passed over: what was drawn, and targets,
+    files to write, that are no pictures.
+
+    Returns:
+        The paths; and those that were found in folders, not named.
 
     Raises:
-        UserError: if there is nothing of that name, or a folder holds no file.
+        UserError: if there is nothing of any name, or a folder holds no file.
         UsageError: if an image is a target.
     """
 
-    def is_image(path: str) -> bool:
+    def is_result(path: str) -> bool:
         written = is_target(path, targets) and not is_picture(path)
-        return not written and not is_drawn(path)
+        return written or is_drawn(path)
 
     if images == ["-"]:
-        # File names may be any bytes but the line end.
-        utils.reconfigure(sys.stdin, errors="surrogateescape", newline="\n")
-        lines = (line.rstrip("\n") for line in sys.stdin or () if line.strip())
-        return (protect(line, targets) for line in lines)
-    if not any(os.path.exists(image) for image in images):
-        raise UserError(f"{images[0]}: no such file or folder")
-    paths = []
+        stream = getattr(sys.stdin, "buffer", None)  # None without a console
+        images = read_list(stream.read()) if stream else []
+    paths, found = [], set()
     for image in images:
-        is_folder = os.path.isdir(image)
-        files = utils.list_files(Path(image)) if is_folder else ()
-        found = list(filter(is_image, files)) if is_folder else [image]
-        if not found:
-            raise UserError(f"{image}: no file in this folder")
-        paths += [protect(path, targets) for path in found]
-    return paths
+        files = expand(image)
+        if files != [image]:
+            files = [path for path in files if not is_result(path)]
+            found.update(files)
+        if not files:
+            raise UserError(f"{image}: no picture in this folder")
+        paths += [protect(path, targets) for path in files]
+    if images and not any(map(os.path.lexists, paths)):
+        raise UserError(f"{images[0]}: {describe_missing(images[0])}")
+    return paths, found
+
+
+def describe_missing(image: str) -> str:
+    """Tell what is wrong with a name that stands for no file."""
+    if "://" in image:
+        return "a URL; save the picture, and name its file"
+    camera = "; cameras are not read" if image.isdigit() else ""
+    return f"no such file or folder{camera}"
 
 
 class Face(NamedTuple):
@@ -196,10 +253,10 @@ class Face(NamedTuple):
 
 
 def whole_face(image: Image.Image) -> list[Face]:
-    """Take an image for one face: its centre square, unless it shows nothing."""
+    """Take an image for one face: its centre square."""
     side = min(image.size)
     box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
-    return [] if utils.is_blank(image) else [Face(utils.to_pixels(image), box)]
+    return [Face(utils.to_pixels(image), box)]
 
 
 @functools.cache
@@ -326,15 +383,20 @@ def read_faces(path: str, faces: str) -> list[Face]:
 
     Raises:
         OSError: if the file cannot be read as an image.
+        NoFaceError: if it shows none.
     """
     if is_drawn(path):
         raise OSError(f"{path}: drawn by predict.py; name the photo itself")
     image = utils.open_image(path, reduce_to=2 * SEARCH_SIZE)
+    if utils.is_blank(image):
+        raise NoFaceError(f"{path}: {utils.BLANK}")
     if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
         return whole_face(image)
     found, scale = find_faces(image), image.info["reduced"]
     if scale > 1 and any(face.box[2] < SHARP for face in found):
         found, scale = find_faces(utils.open_image(path)), 1
+    if not found:
+        raise NoFaceError(f"{path}: {NO_FACE}")
     return [Face(f.pixels, tuple(round(scale * v) for v in f.box)) for f in found]
 
 
@@ -392,10 +454,9 @@ def make_records(
     """
     empty = dict.fromkeys(["face", *BOX, "emotion", "confidence", "probabilities"])
     if isinstance(result, OSError):
+        status = "no_face" if isinstance(result, NoFaceError) else "error"
         message = str(result).removeprefix(f"{path}: ")
-        return [{"path": path, "status": "error"} | empty | {"message": message}]
-    if not result:
-        return [{"path": path, "status": "no_face"} | empty | {"message": NO_FACE}]
+        return [{"path": path, "status": status} | empty | {"message": message}]
     records = []
     for number, (face, probabilities) in enumerate(result, 1):
         best = int(probabilities.argmax())
@@ -412,7 +473,7 @@ def make_records(
 
 
 def find_emotions(
-    path: str | Path, model: str | Path | utils.Network = utils.MODEL_PATH
+    path: str | Path, model: str | Path | utils.Network = utils.ROOT / utils.MODEL_PATH
 ) -> list[dict[str, Any]]:
     """Find the faces in a picture and classify them, as --format json does.
 
@@ -619,6 +680,7 @@ class Output:
                 print(text, end="", flush=True)
                 return
             if not self.file:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = open(self.path, "wb", buffering=0)  # noqa: SIM115
             content = text.encode(errors="backslashreplace")
             written = self.file.write(content)
@@ -650,9 +712,8 @@ def make_progress_bar(hidden: bool) -> Any:
 def predict(args: argparse.Namespace) -> int:
     """Print what each image shows; return 1 if any has no face or is unreadable."""
     targets = [path for path in (args.output, args.plot, args.explain) if path]
-    paths = find_images(args.image, targets)
-    used = check_targets(args, targets)
-    total = len(paths) if isinstance(paths, list) else None
+    paths, found = find_images(args.image, targets)
+    used, total = check_targets(args, targets), len(paths)
     for target in (args.plot, args.explain):
         if target and target.suffix.lower() in PICTURES and total != 1:
             raise UserError(f"{target}: one file for several images; name a folder")
@@ -660,10 +721,13 @@ def predict(args: argparse.Namespace) -> int:
     names = network.class_names
     read = functools.partial(read_faces, faces=args.faces)
     header = ",".join(["path", *CSV_COLUMNS, *names, "message\n"])
-    failed, output = 0, Output(args.output)
+    failed, passed_over, output = 0, 0, Output(args.output)
     with make_progress_bar(hidden=total == 1) as bar:
         results = predict_files(network, paths, read)
         for path, result in bar.track(results, total, description=""):
+            if path in found and isinstance(result, utils.NotAnImageError):
+                passed_over += 1
+                continue
             records = make_records(path, result, names, args.min_confidence)
             if message := records[0]["message"]:
                 line = printable(f"{path}: {message}")
@@ -677,13 +741,16 @@ def predict(args: argparse.Namespace) -> int:
                 text = format_text(records, alone=total == 1)
             if text:
                 output.write(text)
-            if isinstance(result, OSError):
+            if records[0]["status"] == "error":
                 continue
             if args.plot:
                 draw(name_picture(args.plot, path, "emotions", used), records)
             if args.explain:
-                heats = [occlude(network, face.pixels, p) for face, p in result]
+                faces = [] if isinstance(result, OSError) else result
+                heats = [occlude(network, face.pixels, p) for face, p in faces]
                 draw(name_picture(args.explain, path, "heat", used), records, heats)
+    if passed_over:
+        print(f"predict.py: passed over, no pictures: {passed_over}", file=sys.stderr)
     return failed
 
 

@@ -136,8 +136,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, default=BATCH_SIZE, help="images a step, at most")
     rate = {"type": float, "default": LEARNING_RATE}
     add("--learning-rate", **rate, help="the highest; with --fine-tune a sixth of it")
-    add("--data-dir", type=Path, default=DATA_DIR, help="holds train/ and test/")
-    model = {"type": Path, "default": utils.MODEL_PATH}
+    data = {"type": Path, "default": utils.of_project(DATA_DIR)}
+    add("--data-dir", **data, help="holds train/ and test/")
+    model = {"type": Path, "default": utils.of_project(utils.MODEL_PATH)}
     add("--model-path", **model, help=".h5 file to write; plots go beside it")
     add("--seed", type=int, default=1, help="same seed, same batches")
     add("--filters", type=int, nargs="+", default=FILTERS, help="width of each block")
@@ -988,8 +989,9 @@ def run(args: argparse.Namespace) -> None:
         print("Not calibrated: that needs a --validation-split above 0.")
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Written:")
     print(*[f"  {printable(folder / name)}" for name in names], sep="\n")
-    command = ["python", "predict.py", "--image", splits["test"].table.path[0]]
-    if args.model_path != utils.MODEL_PATH:
+    script = str(utils.of_project(Path("predict.py")))
+    command = ["python", script, "--image", splits["test"].table.path[0]]
+    if args.model_path != utils.of_project(utils.MODEL_PATH):
         command += ["--model", str(args.model_path)]
     print(f"\nNow try: {printable(shlex.join(command))}")
     checkpoint.unlink()  # last: until here it can be resumed

@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageOps
 
 if TYPE_CHECKING:  # what takes long to import is imported where it is used
@@ -35,21 +36,26 @@ if TYPE_CHECKING:  # what takes long to import is imported where it is used
 IMAGE_SIZE = 48  # pixels a side, FER2013's own size
 RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
 SCALES = [1, 0.9, 1.2]  # of the views that a prediction averages
-MODEL_PATH = Path("models/face_classification_model.h5")
+MODEL_PATH = Path("models", "face_classification_model.h5")  # below ROOT
+ROOT = Path(__file__).resolve().parent
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
 LARGE = 2**24  # pixels of an image
+MAX_FRAMES = 20  # of an animation, of which the first that shows something counts
 MIN_SIDE = 12  # pixels that an image of a face has, at least
 Image.MAX_IMAGE_PIXELS = 250_000_000  # what phones take; Pillow's own is 89 million
+BLANK = f"shows nothing: of one gray all over or below {MIN_SIDE} pixels a side"
 TOO_LARGE = "too large; 250 million pixels at most: scale it down"
 CHUNK = 64  # files whose faces go through the network together
 PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
 
+pillow_heif.register_heif_opener()
 # Not all that Pillow knows: for EPS, say, it would start another program.
 FORMATS = [
     "AVIF",
     "BMP",
     "GIF",
+    "HEIF",
     "JPEG",
     "JPEG2000",
     "PNG",
@@ -111,12 +117,21 @@ class UserError(Exception):
         super().__init__(printable(message) + hint)
 
 
+class NotAnImageError(OSError):
+    """A file of another kind than an image."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """A parser of command lines whose messages are safe to print."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         super().error(printable(message))
+
+
+def of_project(path: Path) -> Path:
+    """Find what belongs to the project beside the scripts, wherever one stands."""
+    return path if Path.cwd() == ROOT else ROOT / path
 
 
 def is_interactive() -> bool:
@@ -173,7 +188,8 @@ def list_files(folder: Path) -> Iterator[str]:
 def to_8_bits(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to L (gray) or RGB, 8 bits a channel.
 
-    Transparent pixels are laid on white, 16-bit values are scaled to 8 bits.
+    Transparent pixels are laid on white; values of 16 bits, or of fewer that are stored
+    in 16, are scaled to 8.
 
     Raises:
         ValueError: for pixels of no defined range: floats, integers beyond 16 bits.
@@ -182,9 +198,10 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError("its pixels have no defined range; convert it to 8 bits")
-        values = np.where(values == image.info.get("transparency"), 65535, values)
-        # 65535 / 257 = 255: rounded, so that 8-bit values stored in 16 come back exact.
-        values = (values.astype(np.uint32) + 128) // 257
+        # 16 bits a value may hold 8 or, as cameras and scanners write them, 12.
+        white = next(top for top in (255, 4095, 65535) if values.max() <= top)
+        values = np.where(values == image.info.get("transparency"), white, values)
+        values = (values.astype(np.uint32) * 255 + white // 2) // white
         return Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -196,7 +213,9 @@ large_images = threading.Lock()  # one at a time, so that memory stays flat
 
 
 def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
-    """Decode an image file, its first frame, upright as its EXIF orientation says.
+    """Decode an image file, upright as its EXIF orientation says.
+
+    Of an animation it is the first frame that shows something.
 
     A JPEG is decoded at an eighth, a quarter or half of its size as long as both sides
     keep reduce_to pixels, which is faster and takes less memory.
@@ -223,12 +242,17 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
             image.info["reduced"] = width / image.width
             with large_images if pixels > LARGE else contextlib.nullcontext():
                 image.load()
+                with contextlib.suppress(*DECODER_ERRORS):  # animations may begin blank
+                    while is_blank(image) and image.tell() < MAX_FRAMES:
+                        image.seek(image.tell() + 1)
+                        image.load()
                 with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
                     ImageOps.exif_transpose(image, in_place=True)
                 return to_8_bits(image)
     except Image.UnidentifiedImageError as error:
-        reason = "not an image" if os.path.getsize(path) else "empty file"
-        raise OSError(f"{path}: {reason}") from error
+        if os.path.getsize(path):
+            raise NotAnImageError(f"{path}: not an image") from error
+        raise OSError(f"{path}: empty file") from error
     except DECODER_ERRORS as error:
         reason = getattr(error, "strerror", None) or error or "unreadable"
         if isinstance(error, Image.DecompressionBombError):  # Pillow's, at the double
@@ -275,7 +299,7 @@ def read_pixels(path: str | Path) -> np.ndarray:
     """
     image = open_image(path)
     if is_blank(image):
-        raise OSError(f"{path}: blank, or smaller than {MIN_SIDE} pixels")
+        raise OSError(f"{path}: {BLANK}")
     return to_pixels(image)
 
 

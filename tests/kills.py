@@ -142,6 +142,7 @@ class Watched:
             self.epochs = len(done)
         else:
             assert replaced or self.epochs == 0, "checkpoint lost"
+            self.epochs = 0  # killed when all was done: the next begins anew
 
 
 def kill_trainings(kills: int, folder: Path) -> None:
@@ -179,7 +180,7 @@ def kill_predictions(kills: int, folder: Path) -> None:
     """Kill predict.py --output so many times, and print counts."""
     paths = list(utils.list_files(DEMO))
     words = ["--format", "csv", "--model", str(folder / "whole" / "m.h5"), "--image"]
-    words += paths * 20
+    words += paths * 3
 
     def run(output: Path) -> int:
         return start(lambda: predict.main([*words, "--output", str(output)]))

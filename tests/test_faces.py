@@ -216,12 +216,15 @@ def test_boxes_are_those_of_the_upright_picture(
 def test_when_faces_are_searched(
     search: FakeSearch, tmp_path: Path, size: tuple, faces: str, searched: bool
 ) -> None:
-    path = noise(tmp_path / "image.png", *size)
-    found = predict.read_faces(str(path), faces)
+    path = str(noise(tmp_path / "image.png", *size))
+    if searched:
+        with pytest.raises(predict.NoFaceError, match="no face found; if it is a clos"):
+            predict.read_faces(path, faces)
+    else:
+        side = min(size)
+        box = ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
+        assert [face.box for face in predict.read_faces(path, faces)] == [box]
     assert bool(search.sizes) == searched
-    side = min(size)
-    box = ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
-    assert [face.box for face in found] == ([] if searched else [box])
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
@@ -233,12 +236,74 @@ def test_what_shows_nothing_is_no_face(
     noise(tiny, 48, 11)
     noise(small, 12, 12)
     assert run("--image", blank, tiny, "--format", "csv", "--faces", "never") == 1
-    assert capsys.readouterr().out.count(",no_face,") == 2
+    out = capsys.readouterr().out
+    assert (
+        out.count(",no_face,") == out.count(",shows nothing: of one gray all over") == 2
+    )
     assert run("--image", small) == 0
     image = Image.new("L", (400, 300), value)  # and no crop of a blank place is one
     image.paste(Image.fromarray(random_pixels(5, 100)), (200, 100))
     search.boxes = [(10, 10, 60, 60), (210, 110, 60, 60)]
     assert [face.box for face in predict.find_faces(image)] == [(208, 108, 64, 64)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-sig"])
+def test_lists_as_any_system_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, end: str
+) -> None:
+    names = ["a b.png", "\u9854.png", '"as it stands"', "'quoted'.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    lines = ["'a b.png'", '"\u9854.png"', names[2], "", f'"{names[3]}"', '"none.png"']
+    content = end.join(lines).encode(encoding.removesuffix("-be-sig"))
+    if encoding == "utf-16-be-sig":
+        content = b"\xfe\xff" + end.join(lines).encode("utf-16-be")
+    assert predict.read_list(content) == [*names, "none.png"]
+
+
+def test_patterns_that_the_shell_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.png", "a.png", "deep/c.png", "a[1].png", "d.jpg"):
+        (tmp_path / name).write_bytes(CROP.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for pattern, expected in {
+        "?.png": ["a.png", "b.png"],
+        "**/*.png": ["a.png", "a[1].png", "b.png", os.path.join("deep", "c.png")],
+        "de*": [os.path.join("deep", "c.png")],
+        "a[1].png": ["a[1].png"],  # a file of that name
+    }.items():
+        assert predict.find_images([pattern])[0] == expected
+    with pytest.raises(UserError, match=r"^\*\.gif: no such file or folder$"):
+        predict.find_images(["*.gif"])
+
+
+def test_what_is_no_file(capsys: pytest.CaptureFixture) -> None:
+    for image, reason in {
+        "https://example.org/a.jpg": "a URL; save the picture, and name its file",
+        "0": "no such file or folder; cameras are not read",
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            predict.main(["--image", image])
+        assert stop.value.code == f"predict.py: error: {image}: {reason}"
+
+
+def test_other_files_of_a_folder_are_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    crop, notes = tmp_path / "a.png", tmp_path / "notes.txt"
+    crop.write_bytes(CROP.read_bytes())
+    for path in (notes, tmp_path / "clip.mp4", tmp_path / "._a.png"):
+        path.write_bytes(b"something else")
+    assert run("--image", tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and out.startswith(f"{crop}: ")
+    assert err == "predict.py: passed over, no pictures: 2\n"
+    assert run("--image", crop, notes) == 1
+    assert capsys.readouterr().err == f"predict.py: error: {notes}: not an image\n"
 
 
 def test_records_come_one_by_one_and_in_order() -> None:
@@ -379,10 +444,11 @@ def test_output_is_replaced_only_by_a_record(
     assert capsys.readouterr() == ("", "")
     assert run("--image", CROP, "--format", "csv") == 0
     assert path.read_text() == capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"no/emotions\.csv: cannot write: "):
-        predict.main(
-            ["--image", str(CROP), "--output", str(tmp_path / "no" / path.name)]
-        )
+    new = tmp_path / "new" / "folder" / path.name
+    assert run("--image", CROP, "--format", "csv", "--output", new) == 0
+    assert new.read_text() == path.read_text()
+    with pytest.raises(SystemExit, match=r"emotions\.csv/a\.csv: cannot write: "):
+        predict.main(["--image", str(CROP), "--output", str(path / "a.csv")])
 
 
 def test_a_list_on_stdin_in_its_order(
@@ -527,11 +593,16 @@ def test_no_image_of_a_list_is_written_over(
     (album / "MIA-heat.png").write_bytes(CROP.read_bytes())
     before = contents(album)
     for output, named, line in (
-        ("mia.png", 500, "mia.png: is a picture; name another file to write"),
-        ("damaged.png", 500, "damaged.png: is a picture; name another file to write"),
-        ("notes.txt", 60, "../album/notes.txt: is to be read; name another file to w"),
+        ("mia.png", True, "../album/mia.png: is to be read; name another file to w"),
+        ("mia.png", False, "mia.png: is a picture; name another file to write"),
+        ("damaged.png", False, "damaged.png: is a picture; name another file to write"),
+        (
+            "notes.txt",
+            True,
+            "../album/notes.txt: is to be read; name another file to w",
+        ),
     ):
-        lines = [str(CROP)] * named + [f"../album/{output}"]
+        lines = [str(CROP)] * 60 + [f"../album/{output}"] * named
         text = io.BytesIO("\n".join(lines).encode())
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(text))
         monkeypatch.chdir(album)

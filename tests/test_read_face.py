@@ -151,6 +151,37 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
 
 
+def test_animations_may_begin_blank(tmp_path: Path) -> None:
+    frames = [Image.new("L", (48, 48), value) for value in (0, 0, 255)]
+    options = {"save_all": True, "append_images": [*frames[1:], Image.fromarray(GRAY)]}
+    for ending in ("gif", "png", "tif"):
+        path = write(tmp_path / f"f.{ending}", frames[0], **options)
+        np.testing.assert_array_equal(utils.read_pixels(path), GRAY)
+    path = write(tmp_path / "blank.gif", frames[0], save_all=True, append_images=frames)
+    with pytest.raises(OSError, match="shows nothing"):
+        utils.read_pixels(path)
+
+
+def test_heic_stands_upright(tmp_path: Path) -> None:
+    upright = Image.fromarray(np.kron(GRAY[::8, ::8], np.ones((16, 16), np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    options = {"exif": exif.tobytes(), "quality": 95}
+    path = write(tmp_path / "photo.HEIC", lying, **options)
+    assert path.read_bytes()[4:11] == b"ftyphei"
+    image = utils.open_image(path)
+    difference = np.abs(np.asarray(image.convert("L"), int) - np.asarray(upright, int))
+    assert (image.size, difference.mean() < 6) == ((96, 96), True)
+
+
+@pytest.mark.parametrize("white", [255, 4095, 65535])
+def test_16_bits_may_hold_fewer(tmp_path: Path, white: int) -> None:
+    values = np.round(GRAY / 255 * white).astype(np.uint16)
+    pixels = utils.read_pixels(write(tmp_path / "f.png", Image.fromarray(values)))
+    np.testing.assert_array_equal(pixels, GRAY)
+
+
 @pytest.mark.parametrize("size", [(12, 12), (12, 3000), (2000, 13)])
 def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     image = Image.new("L", size, 77)
@@ -162,7 +193,9 @@ def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (11, 3000), (2000, 11), (48, 48)])
 def test_what_shows_nothing_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     path = write(tmp_path / "face.png", Image.new("L", size, 77))
-    with pytest.raises(OSError, match=f"{path}: blank, or smaller than 12 pixels"):
+    with pytest.raises(
+        OSError, match=f"{path}: shows nothing: .*below 12 pixels a side"
+    ):
         utils.read_pixels(path)
 
 
