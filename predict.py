@@ -55,6 +55,8 @@ TURNS = {  # tried in this order
     180: Image.Transpose.ROTATE_180,
 }
 AHEAD = 2 * utils.CHUNK  # files whose faces are read while others are classified
+LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels: of a longer side, of a height
+DPI = 128  # a power of 2 divides and multiplies pixels without rest
 SQUARE = 12  # pixels, of which a face has 48 a side, that the heat map covers at once
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
 BYTE_ORDER_MARKS = {  # of lists; PowerShell writes UTF-16
@@ -570,7 +572,7 @@ def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -
         names = [name.capitalize() for name in probabilities]
         bars = axis.barh(names, probabilities.values(), color=colors.values())
         labels = [percent(p) for p in probabilities.values()]
-        axis.bar_label(bars, labels, padding=4)
+        axis.bar_label(bars, labels, padding=4, fontsize=8)
         axis.set(xlim=(0, 1.15), xticks=[])
     else:
         rows = [f"{record['face']}  {describe(record)}" for record in records]
@@ -580,10 +582,11 @@ def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -
             axis.barh(rows, widths, left=left, color=color, label=name.capitalize())
             left += widths
         axis.set(xlim=(0, 1), xticks=[])
-        axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False)
+        place = {"loc": "upper right", "bbox_to_anchor": (1, 0)}
+        axis.legend(**place, ncols=3, frameon=False, fontsize=7, columnspacing=1)
     axis.invert_yaxis()
     axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
+    axis.tick_params(length=0, labelsize=8)
 
 
 @utils.plain_text()
@@ -592,26 +595,34 @@ def draw(
 ) -> None:
     """Draw a picture with its faces boxed and named, beside their probabilities.
 
+    It has its own resolution, up to 2,000 pixels.
+
     Raises:
         UserError: if the file cannot be written, or the image no longer read.
     """
     import seaborn as sns
+    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
     try:
         image = utils.open_image(records[0]["path"])
     except OSError as error:
         raise UserError(f"{error}; it was readable at first") from error
     width, height = image.size
-    image.thumbnail((2000, 2000))
-    figure, (axis, bars) = utils.make_figure(
-        1, 2, figsize=(13, 6.5), width_ratios=[2, 1]
-    )
-    axis.imshow(image, cmap="gray", extent=(0, width, height, 0))
+    scale = max(min(1, LARGEST_PLOT / max(image.size)), SMALLEST_PLOT / height)
+    shown = image.resize([max(1, round(scale * side)) for side in image.size])
+    panel = max(SMALLEST_PLOT, shown.height // 2)  # pixels beside it
+    size = (shown.width + panel) / DPI, shown.height / DPI
+    figure = Figure(figsize=size, layout="constrained")
+    widths = [shown.width, panel]
+    left, right = figure.subfigures(1, 2, wspace=0, width_ratios=widths)
+    axis, bars = left.add_axes((0, 0, 1, 1)), right.subplots()
+    axis.imshow(shown, cmap="gray", extent=(0, width, height, 0), aspect="auto")
     axis.axis("off")
     faces = [record for record in records if record["face"]]
     if not faces:
-        axis.set_title("No face found")
+        bars.set_title("No face found")
         bars.axis("off")
     else:
         names = faces[0]["probabilities"]
@@ -626,10 +637,22 @@ def draw(
             axis.imshow(
                 heats[i], "inferno", alpha=0.5, extent=extent, interpolation="bilinear"
             )
-        axis.add_patch(Rectangle((x, y), w, h, fill=False, color=color, linewidth=2))
-        text = record["emotion"].capitalize() if len(faces) == 1 else record["face"]
-        box = {"facecolor": color, "edgecolor": "none", "pad": 2}
-        axis.text(x, y, text, va="bottom", fontsize=11, bbox=box)
+        box = Rectangle((x, y), w, h, fill=False, color=color, linewidth=2)
+        box.set_path_effects([withStroke(linewidth=4, foreground="black")])
+        axis.add_patch(box)
+        number = f"{record['face']} " if len(faces) > 1 else ""
+        is_wide = scale * w >= 110 or not number  # pixels, for a text as wide
+        is_left = x + w / 2 < width / 2
+        text = axis.annotate(
+            number + (describe(record) if is_wide else ""),
+            (x, y) if is_left else (x + w, y),
+            (2 if is_left else -2, 0),
+            textcoords="offset points",
+            ha="left" if is_left else "right",
+            va="bottom" if scale * y > 20 else "top",
+            fontsize=7 if is_wide else 6,
+        )
+        text.set_bbox({"facecolor": color, "edgecolor": "black", "pad": 2})
     axis.set(xlim=(0, width), ylim=(height, 0))
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = MARK
@@ -638,7 +661,7 @@ def draw(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with utils.replacing(target) as file:
-            figure.savefig(file, dpi=100, **options)
+            figure.savefig(file, dpi=DPI, **options)
     except OSError as error:
         raise UserError(f"{target}: cannot write: {error.strerror}") from error
 

@@ -852,10 +852,18 @@ def write_results(
     return metrics, [old.name, "history.csv", "metrics.json", *figures]
 
 
+def make_figure(
+    *grid: int, figsize: tuple[float, float], **options: Any
+) -> tuple[Figure, Any]:
+    """Make a figure and its axes; pyplot would open a window for it."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(*grid, **options)
+
+
 def plot_learning_curves(history: pd.DataFrame, splits: dict[str, Split]) -> Figure:
     """Draw loss and accuracy of every epoch."""
     validation = "validation" if "validation" in splits else "test"
-    figure, axes = utils.make_figure(1, 2, figsize=(10, 4))
+    figure, axes = make_figure(1, 2, figsize=(10, 4))
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         sns.lineplot(history[metric], ax=axis, marker="o", label="train, augmented")
         sns.lineplot(history[f"val_{metric}"], ax=axis, marker="o", label=validation)
@@ -870,7 +878,7 @@ def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
     """Draw what fraction of each true class was classified as what, with counts."""
     counts = np.array(metrics["confusion_matrix"])
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axis = utils.make_figure(figsize=(7, 6))
+    figure, axis = make_figure(figsize=(7, 6))
     sns.heatmap(
         pd.DataFrame(fractions, class_names, class_names),
         annot=np.vectorize("{:.0%}\n{}".format)(fractions, counts),
@@ -891,7 +899,7 @@ def plot_reliability(metrics: dict) -> Figure:
     """Draw how often answers are right against how sure they are, in 15 bins."""
     bins = pd.DataFrame(metrics["reliability"])
     shown = bins[bins.images > 0]
-    figure, (axis, counts) = utils.make_figure(
+    figure, (axis, counts) = make_figure(
         2, figsize=(6, 7), height_ratios=[3, 1], sharex=True
     )
     axis.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
@@ -908,7 +916,7 @@ def plot_reliability(metrics: dict) -> Figure:
 
 def plot_class_distribution(splits: dict[str, Split]) -> Figure:
     """Draw the number of images of each class."""
-    figure, axis = utils.make_figure(figsize=(8, 4))
+    figure, axis = make_figure(figsize=(8, 4))
     tables = {name: split.table for name, split in splits.items()}
     images = pd.concat(tables, names=["split"]).reset_index("split")
     sns.countplot(images, x="emotion", hue="split", ax=axis)
@@ -923,7 +931,7 @@ def plot_example_images(train: Split, seed: int) -> Figure:
     """Draw up to eight training faces of each class, at random."""
     emotions, columns = train.table.emotion.cat.categories, 8
     size = columns + 1, len(emotions) + 0.5
-    figure, axes = utils.make_figure(len(emotions), columns, figsize=size)
+    figure, axes = make_figure(len(emotions), columns, figsize=size)
     figure.suptitle("Training images, before augmentation")
     random = np.random.default_rng(seed)
     for number, (row, emotion) in enumerate(zip(axes, emotions, strict=True)):

@@ -31,7 +31,6 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:  # what takes long to import is imported where it is used
     import h5py
     import pandas as pd
-    from matplotlib.figure import Figure
 
 IMAGE_SIZE = 48  # pixels a side, FER2013's own size
 RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
@@ -578,20 +577,6 @@ def plain_text() -> Iterator[None]:
 
     with matplotlib.rc_context({"text.parse_math": False}):
         yield
-
-
-def make_figure(
-    *grid: int, figsize: tuple[float, float], **options: Any
-) -> tuple[Figure, Any]:
-    """Make a figure and its axes.
-
-    pyplot would show it in a notebook, or open a window for it.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = FigureCanvasAgg(Figure(figsize=figsize, layout="constrained")).figure
-    return figure, figure.subplots(*grid, **options)
 
 
 @contextlib.contextmanager

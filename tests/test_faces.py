@@ -489,12 +489,30 @@ def test_pictures(
     assert names == {f"crop-{kind}.png", f"crop-{kind}-2.png", f"photo-{kind}.png"}
     for path in folder.iterdir():
         with Image.open(path) as image:
-            assert image.size == (1300, 650)
+            assert image.size == ((960, 480) if "crop" in path.name else (1120, 480))
     assert run("--image", mixed[1], option, tmp_path / "one.png") == 0
     drawn = folder / f"photo-{kind}.png"
     assert (tmp_path / "one.png").read_bytes() == drawn.read_bytes()
     with pytest.raises(SystemExit, match="name a folder"):
         predict.main(["--image", *map(str, mixed), option, "one.png"])
+
+
+def test_a_plot_has_the_picture_s_resolution(
+    search: FakeSearch, tmp_path: Path
+) -> None:
+    photo, plot = noise(tmp_path / "photo.png", 1200, 700), tmp_path / "plot.png"
+    assert run("--image", photo, "--plot", plot) == 1  # no face
+    with Image.open(photo) as image, Image.open(plot) as drawn:
+        assert drawn.size == (1680, 700)
+        cut = drawn.convert("RGB").crop((0, 0, 1200, 700))
+        difference = np.asarray(cut, int) - np.asarray(image)  # no frame, every pixel
+        assert np.abs(difference).max() <= 2
+    search.boxes = [(20 * n, 10 * n, 40, 40) for n in range(50)]
+    assert run("--image", photo, "--plot", plot) == 0
+    noise(photo, 3000, 2500)
+    assert run("--image", photo, "--plot", plot) == 0
+    with Image.open(plot) as drawn:
+        assert drawn.size == (2000 + 833, 1667)
 
 
 @pytest.fixture
