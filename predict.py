@@ -108,6 +108,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:
         parser.error(f"--min-confidence: {args.min_confidence} is not in [0, 1]")
+    if args.evaluate:
+        for name in ("faces", "explain", "min_confidence"):
+            if getattr(args, name) != parser.get_default(name):
+                option = "--" + name.replace("_", "-")
+                parser.error(f"{option} makes no sense with --evaluate")
+        if args.format == "csv":
+            parser.error("--format csv makes no sense with --evaluate")
     return args
 
 
@@ -223,8 +230,8 @@ def find_images(
         return written or is_drawn(path)
 
     if images == ["-"]:
-        stream = getattr(sys.stdin, "buffer", None)  # None without a console
-        images = read_list(stream.read()) if stream else []
+        content = getattr(sys.stdin, "buffer", sys.stdin or io.StringIO()).read()
+        images = read_list(os.fsencode(content))
     paths, found = [], set()
     for image in images:
         files = expand(image)
@@ -654,14 +661,23 @@ def draw(
         )
         text.set_bbox({"facecolor": color, "edgecolor": "black", "pad": 2})
     axis.set(xlim=(0, width), ylim=(height, 0))
+    save_figure(figure, target, dpi=DPI)
+
+
+def save_figure(figure: Any, target: Path, **options: Any) -> None:
+    """Write a figure, marked as drawn by this script.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = MARK
-    is_vector = target.suffix.lower() in (".pdf", ".svg")
-    options = {} if is_vector else {"pil_kwargs": {"exif": exif}}
+    if target.suffix.lower() not in (".pdf", ".svg"):
+        options["pil_kwargs"] = {"exif": exif}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with utils.replacing(target) as file:
-            figure.savefig(file, dpi=DPI, **options)
+            figure.savefig(file, **options)
     except OSError as error:
         raise UserError(f"{target}: cannot write: {error.strerror}") from error
 
@@ -713,7 +729,8 @@ class Output:
         except OSError as error:
             if not self.path:  # what is still in its buffer goes nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # its reader has seen enough
+            closed = not self.path and error.errno == errno.EINVAL  # on Windows
+            if isinstance(error, BrokenPipeError) or closed:  # its reader has enough
                 sys.exit(1)
             place = self.path or "stdout"
             raise UserError(f"{place}: cannot write: {error.strerror}") from error
@@ -761,7 +778,8 @@ def predict(args: argparse.Namespace) -> int:
             elif args.format == "csv":
                 text, header = header + format_csv(records, names), ""
             else:
-                text = format_text(records, alone=total == 1)
+                alone = total == 1 and args.image != ["-"]
+                text = format_text(records, alone)
             if text:
                 output.write(text)
             if records[0]["status"] == "error":
@@ -777,26 +795,54 @@ def predict(args: argparse.Namespace) -> int:
     return failed
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    """Print how right the model is about a folder; return 1 if a file is unreadable.
+def index_crops(folder: Path, class_names: list[str]) -> tuple[utils.Split, list[str]]:
+    """Decode a folder of <emotion>/ folders, and say what does not fit the model.
 
     If a folder train/ stands beside it, the images that it holds, too, are told apart.
+
+    Returns:
+        The images, and a line for each file that is unreadable.
     """
-    network = utils.load_model(args.model)
-    class_names = network.class_names
-    split, unreadable = utils.index_folder(args.evaluate, class_names)
-    for line in unreadable:
-        print(f"predict.py: error: {printable(line)}", file=sys.stderr)
-    train_folder = args.evaluate.parent / "train"
-    if train_folder.is_dir() and not train_folder.samefile(args.evaluate):
+    split, unreadable = utils.index_folder(folder, class_names, partial=True)
+    folders = utils.match_folders(folder, class_names)
+    used = {path.name for path in folders.values()}
+    notices = {
+        "no folder of the model's": [n for n in class_names if n not in folders],
+        "no class of the model's": [
+            n for n in utils.list_folders(folder) if n not in used
+        ],
+    }
+    lines = [f"{what}: {', '.join(names)}" for what, names in notices.items() if names]
+    train_folder = folder.parent / "train"
+    if train_folder.is_dir() and not train_folder.samefile(folder):
         try:
-            known, _ = utils.index_folder(train_folder, class_names)
+            known, _ = utils.index_folder(train_folder, class_names, partial=True)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
         except UserError as error:  # it serves no training: measure without it
-            line = f"images also in train are not told apart: {error}"
-            print(f"predict.py: {line}", file=sys.stderr)
+            lines.append(f"images also in train are not told apart: {error}")
+    lines += [f"error: {line}" for line in unreadable]
+    for line in lines:
+        print(f"predict.py: {printable(line)}", file=sys.stderr)
+    return split, unreadable
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print how right the model is about a folder; return 1 if a file is unreadable."""
+    targets = [path for path in (args.output, args.plot) if path]
+    used = check_targets(args, targets)
+    network = utils.load_model(args.model)
+    split, unreadable = index_crops(args.evaluate, network.class_names)
+    for path in split.table.path:
+        protect(path, targets)
     metrics = utils.evaluate(network, split)
-    Output(None).write(utils.describe_metrics(metrics, class_names))
+    text = utils.describe_metrics(metrics, network.class_names)
+    if args.format == "json":
+        text = json.dumps(metrics) + "\n"
+    Output(args.output).write(text)
+    if args.plot:
+        figure = utils.plot_confusion_matrix(metrics["test"], network.class_names)
+        target = name_picture(args.plot, str(args.evaluate), "confusion", used)
+        save_figure(figure, target)
     return bool(unreadable)
 
 

@@ -20,7 +20,6 @@ import logging
 import math
 import os
 import platform
-import shlex
 import shutil
 import signal
 import sys
@@ -86,6 +85,9 @@ with starting_tensorflow():
     from tensorflow.keras.preprocessing.image import ImageDataGenerator, Iterator
 
 DATA_DIR = Path("data")
+TEST_NAMES = ["test", "validation", "valid", "val"]  # of folders, the first there is
+HELD_OUT = 0.2  # of the images to test, if no folder holds test images
+FER2013 = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]  # 0 to 6
 
 # The recipe.
 CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
@@ -171,6 +173,75 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
+    """Find the folders of training and test images; of class folders alone, train.
+
+    Raises:
+        UserError: if there are no such folders.
+    """
+    names = utils.list_folders(data_dir) if data_dir.is_dir() else []
+    folders = {name.casefold(): data_dir / name for name in names}
+    test = next((name for name in TEST_NAMES if name in folders), None)
+    if "train" in folders and test:
+        if test != "test":
+            print(f"test images: {printable(folders[test])}")
+        return {"train": folders["train"], "test": folders[test]}
+    alone = "train" not in folders and not test
+    if alone and names and utils.match_folders(data_dir, class_names):
+        above = data_dir.absolute().parent
+        if data_dir.name in ("train", *TEST_NAMES) and (above / "train").is_dir():
+            raise UserError(f"{data_dir}: holds one part; name the folder above")
+        share = f"{HELD_OUT:.0%} of the images are held out to test"
+        print(f"no train/ and test/ in {printable(data_dir)}: {share}")
+        return {"train": data_dir}
+    missing = data_dir / ("test" if "train" in folders else "train")
+    found = f"; found instead: {', '.join(names)}" if names else ""
+    raise UserError(f"{missing}: no such folder{found}", "" if names else GET_DATA)
+
+
+def index_csv(
+    path: Path, class_names: Sequence[str], scratch: Path
+) -> tuple[dict[str, Split], dict[str, list[str]]]:
+    """Read FER2013 as its authors distribute it: a line an image.
+
+    The columns emotion, 0 to 6, pixels and Usage tell all. Training trains, PublicTest
+    tests, and PrivateTest is left alone.
+
+    Returns:
+        The splits, and for each the lines that cannot be read.
+    """
+
+    def parse(row: tuple[int, str]) -> np.ndarray:
+        line, text = row
+        with contextlib.suppress(ValueError, OverflowError):
+            values = np.array(text.split(), int).reshape(IMAGE_SIZE, IMAGE_SIZE)
+            if 0 <= values.min() < values.max() <= 255:
+                return values.astype(np.uint8)
+        raise OSError(f"{path}, line {line}: no 48 x 48 different values of 0 to 255")
+
+    try:
+        rows = pd.read_csv(path, dtype=str, skipinitialspace=True, na_filter=False)
+        rows = rows.rename(columns=str.strip)[["emotion", "pixels", "Usage"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a table like fer2013.csv: {error}") from error
+    names = rows.emotion.str.strip().map(dict(zip("0123456", FER2013, strict=True)))
+    rows["line"], rows["emotion"] = rows.index + 2, pd.Categorical(names, class_names)
+    rows = rows[rows.emotion.notna()]
+    splits, unreadable = {}, {}
+    for split, usage in {"train": "Training", "test": "PublicTest"}.items():
+        part = rows[rows.Usage.str.strip() == usage]
+        part = part.sort_values("emotion", kind="stable").reset_index(drop=True)
+        if missing := set(class_names) - set(part.emotion):
+            names = ", ".join(sorted(missing))
+            raise UserError(f"{path}: no image of {names} whose Usage is {usage}")
+        table = part[["emotion"]].assign(path=[f"{path}, line {n}" for n in part.line])
+        items = list(zip(part.line, part.pixels, strict=True))
+        splits[split], unreadable[split] = utils.index_images(
+            table, items, parse, scratch
+        )
+    return splits, unreadable
+
+
 def index_data(args: argparse.Namespace) -> dict[str, Split]:
     """Decode the images of the data folder, and print what there is.
 
@@ -178,19 +249,23 @@ def index_data(args: argparse.Namespace) -> dict[str, Split]:
         The splits: train, test (its table with a column in_train), and validation if
         one is held out.
     """
-    splits, unreadable, ignored = {}, {}, set()
-    for name in ("train", "test"):
-        folder = args.data_dir / name
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder", hint=GET_DATA)
-        # Decoded pixels go beside the model: the system's own folder can be memory.
-        splits[name], unreadable[name] = utils.index_folder(
-            folder, args.classes, scratch=args.model_path.parent
-        )
-        ignored.update(set(utils.list_folders(folder)) - set(args.classes))
-    if ignored:
-        names = printable(", ".join(sorted(ignored)))
-        print(f"ignored, not among the classes: {names}")
+    # Decoded pixels go beside the model: the system's own folder can be memory.
+    scratch = args.model_path.parent
+    if args.data_dir.is_file():
+        splits, unreadable = index_csv(args.data_dir, args.classes, scratch)
+    else:
+        splits, unreadable, ignored = {}, {}, set()
+        for name, folder in find_splits(args.data_dir, args.classes).items():
+            splits[name], unreadable[name] = utils.index_folder(
+                folder, args.classes, scratch
+            )
+            used = {p.name for p in utils.match_folders(folder, args.classes).values()}
+            ignored.update(set(utils.list_folders(folder)) - used)
+        if ignored:
+            names = printable(", ".join(sorted(ignored)))
+            print(f"ignored, not among the classes: {names}")
+    if "test" not in splits:
+        splits["train"], splits["test"] = split_validation(splits["train"], HELD_OUT)
     train, test = splits["train"], splits["test"]
     test.table["in_train"] = test.table.digest.isin(train.table.digest)
     if args.validation_split:
@@ -216,9 +291,7 @@ def split_validation(split: Split, fraction: float) -> tuple[Split, Split]:
     held_out = split.table.digest.isin(chosen)
     parts = split.select(~held_out), split.select(held_out)
     if any(part.table.emotion.value_counts().min() == 0 for part in parts):
-        raise UserError(
-            f"--validation-split {fraction:g}: too few images of an emotion"
-        )
+        raise UserError(f"too few images of an emotion to hold out {fraction:.0%}")
     return parts
 
 
@@ -238,6 +311,12 @@ def describe_data(splits: dict[str, Split], unreadable: dict[str, list[str]]) ->
             print(f"ignored: {printable(line)}")
         if len(lines) > 5:
             print(f"ignored: {len(lines) - 5} more in {name}")
+    for name, table in tables.items():
+        for emotion, count in table.emotion.value_counts().items():
+            if count < 3:
+                print(f"very few images of {printable(emotion)} in {name}: {count}")
+    if tables["test"].in_train.all():
+        print("no test image is new: all stand in train, too")
 
 
 class FaceGenerator(ImageDataGenerator):
@@ -830,10 +909,10 @@ def write_results(
         metrics = about | utils.evaluate(utils.load_model(new_model), splits["test"])
         save_model(model, new_model, metrics)
         with utils.replacing(folder / "history.csv") as file:
-            history.to_csv(file)
+            history.to_csv(file, lineterminator="\n")
         with utils.replacing(folder / "metrics.json") as file:
-            file.write_text(json.dumps(metrics, indent=2) + "\n")
-        confusion = plot_confusion_matrix(metrics["test"], args.classes)
+            file.write_text(json.dumps(metrics, indent=2) + "\n", newline="\n")
+        confusion = utils.plot_confusion_matrix(metrics["test"], args.classes)
         figures = {
             "learning_curves.png": plot_learning_curves(history, splits),
             "confusion_matrix.png": confusion,
@@ -871,27 +950,6 @@ def plot_learning_curves(history: pd.DataFrame, splits: dict[str, Split]) -> Fig
     axes[0].set(title="Loss", ylabel="cross-entropy, smoothed labels (nats)")
     axes[1].set(title="Accuracy", ylabel="images classified right")
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
-    return figure
-
-
-def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
-    """Draw what fraction of each true class was classified as what, with counts."""
-    counts = np.array(metrics["confusion_matrix"])
-    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axis = make_figure(figsize=(7, 6))
-    sns.heatmap(
-        pd.DataFrame(fractions, class_names, class_names),
-        annot=np.vectorize("{:.0%}\n{}".format)(fractions, counts),
-        fmt="",
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        cbar_kws={"label": "fraction of the true class", "format": PercentFormatter(1)},
-        ax=axis,
-    )
-    accuracy = utils.percent(metrics["accuracy"])
-    title = f"{metrics['images']} test images, accuracy {accuracy}"
-    axis.set(title=title, xlabel="predicted", ylabel="true")
     return figure
 
 
@@ -951,6 +1009,7 @@ def claiming(model_path: Path) -> Generator[None, None, None]:
     The lock ends with the block, or with the process, however that ends.
     """
     lock = FileLock(model_path.with_suffix(".lock"))
+    is_new = not model_path.parent.exists()
     try:
         model_path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -965,6 +1024,9 @@ def claiming(model_path: Path) -> Generator[None, None, None]:
         with contextlib.suppress(PermissionError):  # of Windows: release deletes it
             os.unlink(lock.lock_file)  # first: who waits for it then sees that it went
         lock.release()
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something now
+                model_path.parent.rmdir()
 
 
 def run(args: argparse.Namespace) -> None:
@@ -974,7 +1036,8 @@ def run(args: argparse.Namespace) -> None:
         args.precision = choose_precision()
     checkpoint = checkpoint_path(args.model_path)
     if args.resume and not checkpoint.exists():
-        raise UserError(f"{checkpoint}: no unfinished training to resume")
+        done = "; to go on from a finished one: --fine-tune" * args.model_path.exists()
+        raise UserError(f"{checkpoint}: no unfinished training to resume{done}")
     if checkpoint.exists() and not (args.resume or args.restart):
         text = (
             "an unfinished training; go on with --resume or discard it with --restart"
@@ -998,10 +1061,13 @@ def run(args: argparse.Namespace) -> None:
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Written:")
     print(*[f"  {printable(folder / name)}" for name in names], sep="\n")
     script = str(utils.of_project(Path("predict.py")))
-    command = ["python", script, "--image", splits["test"].table.path[0]]
+    image = splits["test"].table.path.iloc[0]
+    if args.data_dir.is_file():  # the images are lines of it
+        image = str(utils.of_project(DATA_DIR / "astronaut.jpg"))
+    command = ["python", script, "--image", image]
     if args.model_path != utils.of_project(utils.MODEL_PATH):
         command += ["--model", str(args.model_path)]
-    print(f"\nNow try: {printable(shlex.join(command))}")
+    print(f"\nNow try: {printable(utils.join_command(command))}")
     checkpoint.unlink()  # last: until here it can be resumed
 
 

@@ -14,10 +14,13 @@ import json
 import math
 import os
 import re
+import shlex
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +34,7 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:  # what takes long to import is imported where it is used
     import h5py
     import pandas as pd
+    from matplotlib.figure import Figure
 
 IMAGE_SIZE = 48  # pixels a side, FER2013's own size
 RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
@@ -92,6 +96,13 @@ MODEL_ERRORS = (
     RuntimeError,
     MemoryError,
 )
+FOREIGN_MODELS = {
+    ".keras": "a model in Keras' newer format",
+    ".onnx": "an ONNX graph",
+    ".pt": "a PyTorch model",
+    ".pth": "a PyTorch model",
+    ".tflite": "a TensorFlow Lite model",
+}
 MAX_LAYERS = 200
 MAX_SETTING = 2**20  # a number among the settings of a layer
 MAX_VALUES = 2**20  # that a layer puts out for a face
@@ -131,6 +142,11 @@ class ArgumentParser(argparse.ArgumentParser):
 def of_project(path: Path) -> Path:
     """Find what belongs to the project beside the scripts, wherever one stands."""
     return path if Path.cwd() == ROOT else ROOT / path
+
+
+def join_command(words: Sequence[str]) -> str:
+    """Write a command as the shells of this system take it."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def is_interactive() -> bool:
@@ -342,88 +358,122 @@ class Split(NamedTuple):
         return Split(self.table[mask], self.pixels)
 
 
-def decode(
-    paths: Sequence[str], scratch: Path | None
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Decode image files, into memory that the operating system keeps on the disk.
-
-    It is a file without a name in the folder scratch (None: the system's for temporary
-    files), which ends with the process, however that ends.
-
-    Returns:
-        Pixels of the n files that can be read, uint8 of shape (n, 48, 48); digests of
-        all files, 0 of unreadable ones; and for each of these its position and error.
+def match_folders(folder: Path, class_names: Sequence[str]) -> dict[str, Path]:
+    """Find the folder of each class that has one, whatever the case of its letters.
 
     Raises:
-        OSError: if the disk is full.
+        UserError: if two folders are of one class.
+    """
+    names = {name.casefold(): name for name in class_names}
+    folders: dict[str, Path] = {}
+    for found in list_folders(folder):
+        name = names.get(found.casefold())
+        if name in folders:
+            both = f"{folders[name].name} and {found}"
+            raise UserError(f"{folder}: {both} are one class; join them")
+        if name:
+            folders[name] = folder / found
+    return {name: folders[name] for name in class_names if name in folders}
+
+
+def index_images(
+    table: pd.DataFrame,
+    items: Sequence[Any],
+    read: Callable[[Any], np.ndarray],
+    scratch: Path | None,
+) -> tuple[Split, list[str]]:
+    """Decode images into memory that the operating system keeps on the disk.
+
+    It is a file without a name in a folder (None: the system's for temporary files),
+    which ends with the process, however that ends.
+
+    Args:
+        table: path and emotion of each image.
+        items: what read turns into pixels, one an image.
+        read: a function that returns uint8 of shape (48, 48), or raises OSError.
+        scratch: the folder.
+
+    Returns:
+        The images, and a line for each that cannot be read.
+
+    Raises:
+        UserError: if the disk is full.
     """
     from rich.progress import track
 
-    def read(path: str) -> np.ndarray | str:
+    def attempt(item: Any) -> np.ndarray | str:
         try:
-            return read_pixels(path)
+            return read(item)
         except OSError as error:
             return str(error)
 
-    digests, unreadable = np.zeros(len(paths), np.uint64), {}
-    chunks = range(0, len(paths), 1000)  # a few at once: memory stays flat
+    digests, unreadable = np.zeros(len(items), np.uint64), {}
+    chunks = range(0, len(items), 1000)  # a few at once: memory stays flat
     shown = {"transient": True, "disable": not sys.stdout.isatty()}
-    with (
-        tempfile.TemporaryFile(dir=scratch) as file,
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
-        for start in track(chunks, "Decoding", **shown):
-            results = pool.map(read, paths[start : start + 1000])
-            for row, pixels in enumerate(results, start):
-                if isinstance(pixels, str):
-                    unreadable[row] = pixels
-                    continue
-                digest = hashlib.blake2b(pixels, digest_size=8).digest()
-                digests[row] = int.from_bytes(digest, "big")
-                file.write(pixels)
-        file.flush()
-        shape = len(paths) - len(unreadable), IMAGE_SIZE, IMAGE_SIZE
-        # A map of nothing is an error, and the file may end: the map keeps it.
-        pixels = np.memmap(file, np.uint8, "r", shape=shape) if shape[0] else None
-        return pixels, digests, unreadable
+    try:
+        with (
+            tempfile.TemporaryFile(dir=scratch) as file,
+            ThreadPoolExecutor(WORKERS) as pool,
+        ):
+            for start in track(chunks, "Decoding", **shown):
+                results = pool.map(attempt, items[start : start + 1000])
+                for row, pixels in enumerate(results, start):
+                    if isinstance(pixels, str):
+                        unreadable[row] = pixels
+                        continue
+                    digest = hashlib.blake2b(pixels, digest_size=8).digest()
+                    digests[row] = int.from_bytes(digest, "big")
+                    file.write(pixels)
+            file.flush()
+            shape = len(items) - len(unreadable), IMAGE_SIZE, IMAGE_SIZE
+            # A map of nothing is an error, and the file may end: the map keeps it.
+            pixels = np.memmap(file, np.uint8, "r", shape=shape) if shape[0] else None
+    except OSError as error:
+        place = scratch or tempfile.gettempdir()
+        raise UserError(f"{place}: cannot write there: {error.strerror}") from error
+    table = table.assign(digest=digests).drop(index=list(unreadable))
+    return Split(table.reset_index(drop=True), pixels), list(unreadable.values())
 
 
 def index_folder(
-    folder: Path, class_names: Sequence[str], scratch: Path | None = None
+    folder: Path,
+    class_names: Sequence[str],
+    scratch: Path | None = None,
+    partial: bool = False,
 ) -> tuple[Split, list[str]]:
-    """Decode every image below folder/<class name>/, once; scratch is that of decode.
+    """Decode every image below folder/<class name>/, once; scratch as in index_images.
 
     Returns:
         The images, and a line for each file left out because it cannot be read.
 
     Raises:
-        UserError: if a class has no folder or no image, or the disk is full.
+        UserError: if a class has no folder (partial: if none has one) or no image, or
+            the disk is full.
     """
     import pandas as pd
 
-    found = list_folders(folder)
-    if missing := [name for name in class_names if name not in found]:
+    folders = match_folders(folder, class_names)
+    missing = [name for name in class_names if name not in folders]
+    if missing and not (partial and folders):
+        found = list_folders(folder)
+        hint = f"; to train on these: --classes {join_command(found)}"
         raise UserError(
             f"{folder}: no folder {', '.join(missing)}; "
             f"found instead: {', '.join(found) or 'nothing'}"
+            + hint
+            * (len(found) > 1 and not partial)
         )
-    files = [list(list_files(folder / name)) for name in class_names]
-    paths = list(itertools.chain.from_iterable(files))
-    try:
-        pixels, digests, unreadable = decode(paths, scratch)
-    except OSError as error:
-        place = scratch or tempfile.gettempdir()
-        raise UserError(f"{place}: cannot write there: {error.strerror}") from error
-    codes = np.repeat(np.arange(len(files)), [len(part) for part in files])
-    emotions = pd.Categorical.from_codes(codes, class_names)
-    table = pd.DataFrame({"path": paths, "emotion": emotions, "digest": digests})
-    table = table.drop(index=list(unreadable)).reset_index(drop=True)
-    for name, part in zip(class_names, files, strict=True):
-        if name not in table.emotion.values:
+    files = {name: list(list_files(path)) for name, path in folders.items()}
+    rows = [(path, name) for name in folders for path in files[name]]
+    table = pd.DataFrame(rows, columns=["path", "emotion"])
+    table["emotion"] = pd.Categorical(table.emotion, class_names)
+    split, unreadable = index_images(table, list(table.path), read_pixels, scratch)
+    for name, path in folders.items():
+        if name not in split.table.emotion.values:
             raise UserError(
-                f"{folder / name}: no image, {len(part)} files of other kinds"
+                f"{path}: no image, {len(files[name])} files of other kinds"
             )
-    return Split(table, pixels), list(unreadable.values())
+    return split, unreadable
 
 
 def make_views(faces: np.ndarray) -> list[np.ndarray]:
@@ -485,7 +535,7 @@ def classification_metrics(
     return {
         "images": len(labels),
         "accuracy": correct.sum() / max(len(labels), 1),
-        "macro_recall": recall.mean(),
+        "macro_recall": recall[confusion.any(axis=1)].mean(),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
         "f1": f1.tolist(),
@@ -579,6 +629,33 @@ def plain_text() -> Iterator[None]:
         yield
 
 
+def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
+    """Draw what fraction of each true class was classified as what, with counts."""
+    import pandas as pd
+    import seaborn as sns
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    counts = np.array(metrics["confusion_matrix"])
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axis = figure.subplots()
+    sns.heatmap(
+        pd.DataFrame(fractions, class_names, class_names),
+        annot=np.vectorize("{:.0%}\n{}".format)(fractions, counts),
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        cbar_kws={"label": "fraction of the true class", "format": PercentFormatter(1)},
+        ax=axis,
+    )
+    accuracy = percent(metrics["accuracy"])
+    title = f"{metrics['images']} test images, accuracy {accuracy}"
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    return figure
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file as a whole or not at all: yield a hidden path beside it.
@@ -591,9 +668,17 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # a power cut must not leave an empty file
-        os.replace(temporary, path)
+        for wait in (0.1, 0.3, 1, None):
+            try:
+                os.replace(temporary, path)
+                break
+            except PermissionError:  # of Windows, while a virus scanner reads it, say
+                if wait is None:
+                    raise
+                time.sleep(wait)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # or it would hide the first error
+            temporary.unlink()
 
 
 def check_heaps(content: bytes) -> None:
@@ -1077,7 +1162,8 @@ def load_model(path: Path) -> Network:
         if os.path.getsize(path) > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB")
         if not h5py.is_hdf5(path):
-            raise ValueError("it is no HDF5 file")
+            kind = FOREIGN_MODELS.get(path.suffix.lower(), "no HDF5 file")
+            raise ValueError(f"it is {kind}")
         check_heaps(path.read_bytes())
         with h5py.File(path) as file:
             config, class_names, rescale = (

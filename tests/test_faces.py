@@ -507,9 +507,8 @@ def test_a_plot_has_the_picture_s_resolution(
         cut = drawn.convert("RGB").crop((0, 0, 1200, 700))
         difference = np.asarray(cut, int) - np.asarray(image)  # no frame, every pixel
         assert np.abs(difference).max() <= 2
-    search.boxes = [(20 * n, 10 * n, 40, 40) for n in range(50)]
-    assert run("--image", photo, "--plot", plot) == 0
     noise(photo, 3000, 2500)
+    search.boxes = [(50 * n, 40 * n, 80, 80) for n in range(50)]
     assert run("--image", photo, "--plot", plot) == 0
     with Image.open(plot) as drawn:
         assert drawn.size == (2000 + 833, 1667)

@@ -110,8 +110,8 @@ def test_other_folders_are_left_out(tree: Path) -> None:
 
 def test_a_missing_class_is_named_with_what_is_there(tree: Path) -> None:
     shutil.rmtree(tree / "test" / "sad")
-    (tree / "test" / "Sad").mkdir()
-    with pytest.raises(UserError, match=r"test: no folder sad; .*Sad, angry, happy"):
+    (tree / "test" / "mad").mkdir()
+    with pytest.raises(UserError, match=r"test: no folder sad; .*angry, happy, mad"):
         utils.index_folder(tree / "test", CLASSES)
 
 
@@ -168,7 +168,9 @@ def test_every_seed_holds_the_same_images_out(seed: str, tmp_path: Path) -> None
 
 def test_too_few_images_to_split(tree: Path) -> None:
     split, _ = utils.index_folder(tree / "train", CLASSES)
-    with pytest.raises(UserError, match=r"--validation-split 0\.01"):
+    with pytest.raises(
+        UserError, match=r"^too few images of an emotion to hold out 1%$"
+    ):
         train.split_validation(split, 0.01)
 
 

@@ -122,7 +122,8 @@ def test_train(
     with pytest.raises(SystemExit) as stop:
         start(lambda: train.main([*words, "--resume"]))
     path = tmp_path / "m.checkpoint.npz"
-    line = f"train.py: error: {path}: no unfinished training to resume"
+    done = "; to go on from a finished one: --fine-tune"
+    line = f"train.py: error: {path}: no unfinished training to resume{done}"
     assert stop.value.code == line
     with pytest.raises(SystemExit) as again:
         train.leave(stop.value)
@@ -170,8 +171,7 @@ def test_without_streams(tree: Path, tmp_path: Path, redirect: str) -> None:
     if ">/" not in redirect:  # a training takes its time
         return
     words = f"train.py --data-dir {tree} --model-path {path} {shlex.join(SMALL)}"
-    assert python(words, redirect=redirect) == "0\n"
-    assert path.exists()
     code = f"import sys; sys.stdout = sys.stderr = None; sys.argv = {words.split()}; "
     code += "import runpy; runpy.run_path('train.py', run_name='__main__')"
     assert python(f'-c "{code}"', redirect=redirect) == "0\n"
+    assert path.exists()

@@ -16,7 +16,7 @@ from conftest import DEMO, ROOT
 import train
 import utils
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def commands() -> list[str]:
@@ -92,7 +92,7 @@ def test_the_figures_are_those_that_the_model_file_holds(
         class_names = json.loads(file.attrs["class_names"])
     printed = utils.describe_metrics(metrics, class_names)
     command = "$ python predict.py --evaluate data/test\n"
-    assert f"```\n{command}{printed}```\n" in (ROOT / path).read_text()
+    assert f"```\n{command}{printed}```\n" in (ROOT / path).read_text("utf-8")
     accuracy = utils.percent(metrics["leak_free"]["accuracy"])
     assert f"**{accuracy}**" in README
 

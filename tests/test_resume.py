@@ -331,7 +331,7 @@ def test_where_open_files_cannot_be_deleted(
     monkeypatch.setattr(os, "unlink", checked_unlink)
     monkeypatch.setattr(os, "replace", checked_replace)
     for _ in range(2):  # what is left keeps nobody off
-        main(tmp_path, tree)
+        main(tmp_path, tree, "--epochs", "1")
     assert refused == ["m.lock", "m.lock"]
     assert (tmp_path / "m.h5").exists()
 

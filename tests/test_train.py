@@ -121,7 +121,8 @@ def test_expected_failures_exit_with_1(tree: Path, run: Callable) -> None:
     assert result.returncode == 1
     assert result.stderr == (
         f"train.py: error: {tree}/train: no folder fear, neutral, surprise; "
-        "found instead: angry, happy, sad\n"
+        "found instead: angry, happy, sad; "
+        "to train on these: --classes angry happy sad\n"
     )
 
 
