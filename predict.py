@@ -42,7 +42,7 @@ from utils import IMAGE_SIZE, UserError, percent, printable
 CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
 SEARCH_SIZE = 480  # pixels of the longer side that faces are searched at
 CLOSE_SIZE, CLOSE_BORDER = 192, 0.25  # likewise for a close face; border, of that size
-SURE, LIKELY = 0.5, 0.2  # scores of faces; the lower one is enough if ...
+SURE, LIKELY = 0.5, 0.15  # scores of faces; the lower one is enough if ...
 FILLING = 0.7  # ... a face has this fraction of the picture, which then is its crop
 CROP_SCALE = 1.07  # of a box to the crops that the network has learned from
 SMALL = 20  # pixels of a face below which it is reported only if there is no larger one
