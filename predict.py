@@ -494,7 +494,7 @@ def find_emotions(
         A record a face; or one whose status is no_face or error.
     """
     if not isinstance(model, utils.Network):
-        model = utils.load_model(Path(model))
+        model = utils.load_model(model)
     read = functools.partial(read_faces, faces="auto")
     [(name, result)] = predict_files(model, [str(path)], read)
     return make_records(name, result, model.class_names, min_confidence=0)

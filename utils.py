@@ -1145,13 +1145,13 @@ class Network:
         return means
 
 
-def load_model(path: Path) -> Network:
+def load_model(path: str | Path) -> Network:
     """Load a model file that train.py wrote.
 
     The network is built from plain settings and arrays that stand in the file: nothing
     in it is executed, and nothing outside it is read, whoever made it.
     """
-    make = "make one with: python train.py"
+    path, make = Path(path), "make one with: python train.py"
     if not os.path.isfile(path):
         raise UserError(f"{path}: no model file there; {make}")
     if not os.access(path, os.R_OK):

@@ -83,8 +83,8 @@ def test_a_portrait(capsys: pytest.CaptureFixture) -> None:
     assert abs(y - (FACE[1] + FACE[3] / 2)) < 25
     assert 90 < record["width"] < 190
     assert predict.find_emotions(PORTRAIT, ROOT / MODEL) == [record]
-    network = utils.load_model(ROOT / MODEL)
-    assert predict.find_emotions(PORTRAIT, network) == [record]
+    network = utils.load_model(str(ROOT / MODEL))
+    assert predict.find_emotions(str(PORTRAIT), network) == [record]
 
 
 @pytest.fixture(scope="module")
