@@ -164,7 +164,7 @@ def check_targets(args: argparse.Namespace, targets: Sequence[Path]) -> set[str]
 
     Raises:
         UsageError: if two of them are one, or one is the model, or would replace a
-            picture by records: whether a list on stdin will name it, nobody knows.
+            picture by records.
     """
     files = [p for p in targets if p == args.output or p.suffix.lower() in PICTURES]
     names = set(map(spell, files))

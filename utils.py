@@ -254,7 +254,7 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
             width = image.width
             if reduce_to:
                 image.draft(None, (reduce_to, reduce_to))
-            image.info["reduced"] = width / image.width
+            reduced = width / image.width
             with large_images if pixels > LARGE else contextlib.nullcontext():
                 image.load()
                 with contextlib.suppress(*DECODER_ERRORS):  # animations may begin blank
@@ -263,7 +263,9 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
                         image.load()
                 with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
                     ImageOps.exif_transpose(image, in_place=True)
-                return to_8_bits(image)
+                result = to_8_bits(image)
+                result.info["reduced"] = reduced  # last: other steps forget it
+                return result
     except Image.UnidentifiedImageError as error:
         if os.path.getsize(path):
             raise NotAnImageError(f"{path}: not an image") from error

@@ -124,6 +124,26 @@ def test_a_closely_cut_face_is_its_own_crop(portrait: Image.Image, size: int) ->
     assert found.box == (0, 0, size, size)
 
 
+@pytest.mark.parametrize("kind", ["16 bits", "RGBA", "P", "animation", "heic"])
+def test_faces_are_found_in_any_kind_of_picture(
+    portrait: Image.Image, tmp_path: Path, kind: str
+) -> None:
+    (face,) = predict.find_faces(portrait)
+    gray, clear = np.asarray(portrait.convert("L")), portrait.convert("RGBA")
+    clear.putalpha(254)
+    black = Image.new("RGB", portrait.size)
+    image, name, options = {
+        "16 bits": (Image.fromarray(gray.astype(np.uint16) * 257), "a.png", {}),
+        "RGBA": (clear, "a.png", {}),
+        "P": (portrait.quantize(), "a.png", {"transparency": 3}),
+        "animation": (black, "a.webp", {"save_all": True, "append_images": [portrait]}),
+        "heic": (portrait, "a.heic", {}),
+    }[kind]
+    image.save(tmp_path / name, **options)
+    (found,) = predict.read_faces(str(tmp_path / name), "auto")
+    np.testing.assert_allclose(found.box, face.box, atol=12)
+
+
 def test_several_real_faces(portrait: Image.Image) -> None:
     (face,) = predict.find_faces(portrait)
     group = Image.new("RGB", (1200, 800), "gray")
