@@ -57,7 +57,7 @@ TURNS = {  # tried in this order
 AHEAD = 2 * utils.CHUNK  # files whose faces are read while others are classified
 LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels: of a longer side, of a height
 DPI = 128  # a power of 2 divides and multiplies pixels without rest
-SQUARE = 12  # pixels, of which a face has 48 a side, that the heat map covers at once
+SQUARE = 1 / 4  # of a face's width, which the heat map covers at once
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
 BYTE_ORDER_MARKS = {  # of lists; PowerShell writes UTF-16
     codecs.BOM_UTF8: "utf-8",
@@ -93,6 +93,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "the model file, as train.py wrote it"
     default = utils.of_project(utils.MODEL_PATH)
     add("--model", type=Path, default=default, help=text)
+    text = "names of the outputs of a model file that has none, as Keras writes it"
+    add("--classes", nargs="+", metavar="NAME", help=text)
     text = f"search faces; auto: in images of more than {CROP_SIZE} pixels"
     add("--faces", choices=["auto", "always", "never"], default="auto", help=text)
     text = "for people, or for programs: one JSON object or CSV row a face"
@@ -108,6 +110,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:
         parser.error(f"--min-confidence: {args.min_confidence} is not in [0, 1]")
+    if args.classes and not utils.are_class_names(args.classes):
+        parser.error("--classes needs two or more different names that can be printed")
     if args.evaluate:
         for name in ("faces", "explain", "min_confidence"):
             if getattr(args, name) != parser.get_default(name):
@@ -261,11 +265,11 @@ class Face(NamedTuple):
     box: tuple[int, int, int, int]  # left, top, width, height, in the upright picture
 
 
-def whole_face(image: Image.Image) -> list[Face]:
+def whole_face(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
     """Take an image for one face: its centre square."""
     side = min(image.size)
     box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
-    return [Face(utils.to_pixels(image), box)]
+    return [Face(utils.to_pixels(image, size), box)]
 
 
 @functools.cache
@@ -347,8 +351,8 @@ def cut_face(image: Image.Image, box: np.ndarray) -> tuple[int, int, int]:
     return int(left), int(top), side
 
 
-def find_faces(image: Image.Image) -> list[Face]:
-    """Find the faces in an image, from left to right.
+def find_faces(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
+    """Find the faces in an image, from left to right; size as of whole_face.
 
     If there is none, it is searched for one that fills it, then brightened if it is
     dark; and turned, unless most faces are upright.
@@ -369,11 +373,14 @@ def find_faces(image: Image.Image) -> list[Face]:
         _, angle, boxes = max(results, key=lambda result: (result[0], len(result[2])))
         if len(boxes):
             turned = image.transpose(TURNS[angle]) if angle else image
-            return sorted(take_faces(turned, boxes, angle), key=lambda f: f.box)
+            faces = take_faces(turned, boxes, angle, size)
+            return sorted(faces, key=lambda face: face.box)
     return []
 
 
-def take_faces(image: Image.Image, boxes: np.ndarray, angle: int) -> list[Face]:
+def take_faces(
+    image: Image.Image, boxes: np.ndarray, angle: int, size: int
+) -> list[Face]:
     """Cut faces out of an image that was turned by an angle, in degrees."""
     large = boxes[longer_side(boxes) >= SMALL / image.info.get("reduced", 1)]
     faces = []
@@ -383,12 +390,12 @@ def take_faces(image: Image.Image, boxes: np.ndarray, angle: int) -> list[Face]:
         right, below = image.width - x - side, image.height - y - side
         x, y = {0: (x, y), 90: (below, x), 270: (y, right), 180: (right, below)}[angle]
         if not utils.is_blank(crop):
-            faces.append(Face(utils.to_pixels(crop), (x, y, side, side)))
+            faces.append(Face(utils.to_pixels(crop, size), (x, y, side, side)))
     return faces
 
 
-def read_faces(path: str, faces: str) -> list[Face]:
-    """Read the faces of an image file; faces is the option of that name.
+def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
+    """Read the faces of an image file, as size pixels; faces is the option's value.
 
     Raises:
         OSError: if the file cannot be read as an image.
@@ -400,10 +407,10 @@ def read_faces(path: str, faces: str) -> list[Face]:
     if utils.is_blank(image):
         raise NoFaceError(f"{path}: {utils.BLANK}")
     if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
-        return whole_face(image)
-    found, scale = find_faces(image), image.info["reduced"]
+        return whole_face(image, size)
+    found, scale = find_faces(image, size), image.info["reduced"]
     if scale > 1 and any(face.box[2] < SHARP for face in found):
-        found, scale = find_faces(utils.open_image(path)), 1
+        found, scale = find_faces(utils.open_image(path), size), 1
     if not found:
         raise NoFaceError(f"{path}: {NO_FACE}")
     return [Face(f.pixels, tuple(round(scale * v) for v in f.box)) for f in found]
@@ -442,9 +449,8 @@ def predict_files(
                 path, future = ahead.popleft()
                 results.append((path, future.result()))
             faces = [f for _, r in results if not isinstance(r, OSError) for f in r]
-            pixels = np.reshape(
-                [face.pixels for face in faces], (-1, IMAGE_SIZE, IMAGE_SIZE)
-            )
+            shape = -1, network.size, network.size
+            pixels = np.reshape([face.pixels for face in faces], shape)
             probabilities = iter(network.predict(utils.to_input(pixels)))
             for path, result in results:
                 if not isinstance(result, OSError):
@@ -495,7 +501,7 @@ def find_emotions(
     """
     if not isinstance(model, utils.Network):
         model = utils.load_model(model)
-    read = functools.partial(read_faces, faces="auto")
+    read = functools.partial(read_faces, faces="auto", size=model.size)
     [(name, result)] = predict_files(model, [str(path)], read)
     return make_records(name, result, model.class_names, min_confidence=0)
 
@@ -557,8 +563,9 @@ def occlude(
     Returns:
         The heat, in [0, 1], of the shape of the pixels.
     """
-    places = range(0, len(pixels) - SQUARE + 1, SQUARE // 4)
-    squares = [np.s_[y : y + SQUARE, x : x + SQUARE] for y in places for x in places]
+    side = round(SQUARE * len(pixels))
+    places = range(0, len(pixels) - side + 1, max(1, side // 4))
+    squares = [np.s_[y : y + side, x : x + side] for y in places for x in places]
     faces = np.repeat(pixels[np.newaxis], len(squares) + 1, axis=0)
     heat, count = np.zeros((2, *pixels.shape))
     for face, square in zip(faces[1:], squares, strict=True):
@@ -749,6 +756,15 @@ def make_progress_bar(hidden: bool) -> Any:
     return progress.Progress(console=terminal, redirect_stdout=shared, disable=hidden)
 
 
+def load_model(args: argparse.Namespace) -> utils.Network:
+    """Load the model file, and say what it leaves to be assumed."""
+    network = utils.load_model(args.model, args.classes)
+    if network.assumed:
+        line = printable(f"{args.model}: {network.assumed}")
+        print(f"predict.py: {line}", file=sys.stderr)
+    return network
+
+
 def predict(args: argparse.Namespace) -> int:
     """Print what each image shows; return 1 if any has no face or is unreadable."""
     targets = [path for path in (args.output, args.plot, args.explain) if path]
@@ -757,9 +773,9 @@ def predict(args: argparse.Namespace) -> int:
     for target in (args.plot, args.explain):
         if target and target.suffix.lower() in PICTURES and total != 1:
             raise UserError(f"{target}: one file for several images; name a folder")
-    network = utils.load_model(args.model)
+    network = load_model(args)
     names = network.class_names
-    read = functools.partial(read_faces, faces=args.faces)
+    read = functools.partial(read_faces, faces=args.faces, size=network.size)
     header = ",".join(["path", *CSV_COLUMNS, *names, "message\n"])
     failed, passed_over, output = 0, 0, Output(args.output)
     with make_progress_bar(hidden=total == 1) as bar:
@@ -795,7 +811,7 @@ def predict(args: argparse.Namespace) -> int:
     return failed
 
 
-def index_crops(folder: Path, class_names: list[str]) -> tuple[utils.Split, list[str]]:
+def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list[str]]:
     """Decode a folder of <emotion>/ folders, and say what does not fit the model.
 
     If a folder train/ stands beside it, the images that it holds, too, are told apart.
@@ -803,7 +819,8 @@ def index_crops(folder: Path, class_names: list[str]) -> tuple[utils.Split, list
     Returns:
         The images, and a line for each file that is unreadable.
     """
-    split, unreadable = utils.index_folder(folder, class_names, partial=True)
+    class_names, options = network.class_names, {"partial": True, "size": network.size}
+    split, unreadable = utils.index_folder(folder, class_names, **options)
     folders = utils.match_folders(folder, class_names)
     used = {path.name for path in folders.values()}
     notices = {
@@ -816,7 +833,7 @@ def index_crops(folder: Path, class_names: list[str]) -> tuple[utils.Split, list
     train_folder = folder.parent / "train"
     if train_folder.is_dir() and not train_folder.samefile(folder):
         try:
-            known, _ = utils.index_folder(train_folder, class_names, partial=True)
+            known, _ = utils.index_folder(train_folder, class_names, **options)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
         except UserError as error:  # it serves no training: measure without it
             lines.append(f"images also in train are not told apart: {error}")
@@ -830,8 +847,8 @@ def evaluate(args: argparse.Namespace) -> int:
     """Print how right the model is about a folder; return 1 if a file is unreadable."""
     targets = [path for path in (args.output, args.plot) if path]
     used = check_targets(args, targets)
-    network = utils.load_model(args.model)
-    split, unreadable = index_crops(args.evaluate, network.class_names)
+    network = load_model(args)
+    split, unreadable = index_crops(args.evaluate, network)
     for path in split.table.path:
         protect(path, targets)
     metrics = utils.evaluate(network, split)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,7 +85,8 @@ DECODER_ERRORS = (
 
 # Settings of layers that only training needs: initializers, regularizers, ...
 TRAINING = re.compile(
-    "name|trainable|momentum|renorm_momentum|seed|.*_(initializer|regularizer|constraint)"
+    "name|trainable|momentum|renorm_momentum|seed|batch_input_shape"
+    "|.*_(initializer|regularizer|constraint)"
 )
 MODEL_ERRORS = (
     OSError,
@@ -103,10 +105,12 @@ FOREIGN_MODELS = {
     ".pth": "a PyTorch model",
     ".tflite": "a TensorFlow Lite model",
 }
+MAX_SIZE = 256  # pixels a side of a network's input
 MAX_LAYERS = 200
 MAX_SETTING = 2**20  # a number among the settings of a layer
 MAX_VALUES = 2**20  # that a layer puts out for a face
-MAX_BYTES = 2 * 10**8  # of a model file
+MAX_BYTES = 2 * 10**8  # of a model file, and of its arrays
+MAX_CHUNKS = 10_000  # of an array that is stored in pieces
 MAX_ATTRIBUTE = 2**20  # bytes of an attribute of it
 
 
@@ -277,19 +281,19 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
         raise OSError(f"{path}: {reason}") from error
 
 
-def to_pixels(image: Image.Image) -> np.ndarray:
-    """Scale an image of mode L or RGB to square grayscale.
+def to_pixels(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Scale an image of mode L or RGB to square grayscale, size pixels a side.
 
     Of one that is not square the centre square is used, so that a face keeps its
     proportions. A gray image that already has the right size stays as it is.
 
     Returns:
-        Pixels of shape (48, 48), uint8.
+        Pixels of shape (size, size), uint8.
     """
-    size, gray = (IMAGE_SIZE, IMAGE_SIZE), image.convert("L")
-    if gray.size != size:
+    gray = image.convert("L")
+    if gray.size != (size, size):
         # Lanczos takes out what is too fine for the new size before it scales down.
-        gray = ImageOps.fit(gray, size, Image.Resampling.LANCZOS)
+        gray = ImageOps.fit(gray, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(gray)
 
 
@@ -308,8 +312,8 @@ def is_blank(image: Image.Image) -> bool:
     return min(image.size) < MIN_SIDE or darkest == brightest
 
 
-def read_pixels(path: str | Path) -> np.ndarray:
-    """Read an image file as square grayscale, uint8 of shape (48, 48).
+def read_pixels(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Read an image file as square grayscale, uint8 of shape (size, size).
 
     Raises:
         OSError: if the file cannot be read as an image, or the image shows nothing.
@@ -317,7 +321,7 @@ def read_pixels(path: str | Path) -> np.ndarray:
     image = open_image(path)
     if is_blank(image):
         raise OSError(f"{path}: {BLANK}")
-    return to_pixels(image)
+    return to_pixels(image, size)
 
 
 def list_folders(folder: Path) -> list[str]:
@@ -340,7 +344,7 @@ class Split(NamedTuple):
 
     The table has a row an image: path, emotion, and digest, a 64-bit hash of its pixels
     (equal images have equal digests). Its row labels say where an image stands in
-    pixels, uint8 of shape (n, 48, 48), which the disk holds.
+    pixels, uint8 of shape (n, size, size), which the disk holds.
     """
 
     table: pd.DataFrame
@@ -392,7 +396,7 @@ def index_images(
     Args:
         table: path and emotion of each image.
         items: what read turns into pixels, one an image.
-        read: a function that returns uint8 of shape (48, 48), or raises OSError.
+        read: a function that returns uint8 of shape (size, size), or raises OSError.
         scratch: the folder.
 
     Returns:
@@ -426,10 +430,12 @@ def index_images(
                     digest = hashlib.blake2b(pixels, digest_size=8).digest()
                     digests[row] = int.from_bytes(digest, "big")
                     file.write(pixels)
+                    shape = pixels.shape
             file.flush()
-            shape = len(items) - len(unreadable), IMAGE_SIZE, IMAGE_SIZE
-            # A map of nothing is an error, and the file may end: the map keeps it.
-            pixels = np.memmap(file, np.uint8, "r", shape=shape) if shape[0] else None
+            pixels = None
+            if count := len(items) - len(unreadable):  # a map of nothing is an error
+                # The file may end: the map keeps it.
+                pixels = np.memmap(file, np.uint8, "r", shape=(count, *shape))
     except OSError as error:
         place = scratch or tempfile.gettempdir()
         raise UserError(f"{place}: cannot write there: {error.strerror}") from error
@@ -442,6 +448,7 @@ def index_folder(
     class_names: Sequence[str],
     scratch: Path | None = None,
     partial: bool = False,
+    size: int = IMAGE_SIZE,
 ) -> tuple[Split, list[str]]:
     """Decode every image below folder/<class name>/, once; scratch as in index_images.
 
@@ -469,7 +476,8 @@ def index_folder(
     rows = [(path, name) for name in folders for path in files[name]]
     table = pd.DataFrame(rows, columns=["path", "emotion"])
     table["emotion"] = pd.Categorical(table.emotion, class_names)
-    split, unreadable = index_images(table, list(table.path), read_pixels, scratch)
+    read = functools.partial(read_pixels, size=size)
+    split, unreadable = index_images(table, list(table.path), read, scratch)
     for name, path in folders.items():
         if name not in split.table.emotion.values:
             raise UserError(
@@ -716,12 +724,11 @@ def read_attribute(file: h5py.File, name: str) -> Any:
     return json.loads(text)
 
 
-def read_array(group: h5py.Group, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an array of float32 or float16 that stands in the file itself, as it is.
+def find_array(group: h5py.Group, path: str) -> h5py.Dataset | None:
+    """Return an array that stands in the file itself, or None.
 
     Raises:
-        ValueError: if there is something else: a link out of the file, a dataset that
-            is external, virtual or compressed, another shape.
+        ValueError: if there is something else than an array of float32 or float16.
     """
     import h5py
 
@@ -729,18 +736,40 @@ def read_array(group: h5py.Group, path: str, shape: tuple[int, ...]) -> np.ndarr
     for name in path.split("/"):
         is_group = isinstance(item, h5py.Group)
         if not is_group or type(item.get(name, getlink=True)) is not h5py.HardLink:
-            raise ValueError(f"{path} is not in it, or a link to something else")
+            return None  # a link may lead out of the file
         item = item[name]
-    floats = np.float16, np.float32
-    if not isinstance(item, h5py.Dataset) or item.dtype not in floats:
+    if not isinstance(item, h5py.Dataset) or item.dtype not in (np.float16, np.float32):
         raise ValueError(f"its {path} is no array of float32 or float16")
-    if item.shape != shape:
-        raise ValueError(f"its {path} has shape {item.shape}, not {shape}")
-    properties = item.id.get_create_plist()
-    is_plain = properties.get_layout() == h5py.h5d.CONTIGUOUS
-    if not is_plain or item.external or item.id.get_storage_size() != item.nbytes:
-        raise ValueError(f"its {path} does not stand in the file as it is")
-    return item[...]
+    return item
+
+
+def stands_in_file(array: h5py.Dataset) -> bool:
+    """Tell whether an array's own file holds it, at most compressed, and only it."""
+    import h5py
+
+    properties = array.id.get_create_plist()
+    if array.external or array.is_virtual:
+        return False
+    if properties.get_layout() != h5py.h5d.CHUNKED:
+        return array.id.get_storage_size() == array.nbytes
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    size = math.prod(array.chunks) * array.dtype.itemsize
+    places = [range(0, *pair) for pair in zip(array.shape, array.chunks, strict=True)]
+    count, deflate = math.prod(map(len, places)), h5py.h5z.FILTER_DEFLATE
+    if (
+        filters not in ([], [deflate], [h5py.h5z.FILTER_SHUFFLE, deflate])
+        or count * size > 2 * array.nbytes + MAX_ATTRIBUTE
+        or array.id.get_num_chunks() != count
+        or count > MAX_CHUNKS
+    ):
+        return False
+    for place in itertools.product(*places):  # HDF5 unpacks a bomb without an end
+        skipped, chunk = array.id.read_direct_chunk(place)
+        if filters and len(zlib.decompressobj().decompress(chunk, size + 1)) != size:
+            return False
+        if skipped or (not filters and len(chunk) != size):
+            return False
+    return True
 
 
 def shape_of(x: Any) -> list[int]:
@@ -762,23 +791,39 @@ class Graph:
     Images are NCHW in it, which is 1.4 times as fast as Keras' NHWC.
     """
 
-    def __init__(self, file: h5py.File, scope: str) -> None:
+    def __init__(self, file: h5py.File, name: str) -> None:
         self.op = import_openvino().opset13
-        self.file, self.scope, self.layer = file, scope, ""
+        self.file, self.name, self.layer = file, name, ""
         self.weights: list[np.ndarray] = []  # in Keras' order
-        self.space = file.id.get_filesize()  # bytes that they may take
+        self.space = MAX_BYTES  # that they may take
 
     def read(self, name: str, *shape: int) -> np.ndarray:
-        """Read an array of the present layer."""
-        path = f"model_weights/{self.layer}/{self.scope}{self.layer}/{name}"
-        array = read_array(self.file, path, shape)
+        """Read an array of the present layer, which must be of this shape.
+
+        Versions of Keras name it differently: "kernel:0", in Keras 2.
+        """
+        scopes = f"{self.name}/{self.layer}/", f"{self.layer}/", ""
+        names = name, f"{name}:0", f"depthwise_{name}:0"
+        paths = [
+            f"model_weights/{self.layer}/{scope}{name}"
+            for scope, name in itertools.product(scopes, names)
+        ]
+        found = ((path, find_array(self.file, path)) for path in paths)
+        path, array = next((f for f in found if f[1] is not None), (paths[0], None))
+        if array is None:
+            raise ValueError(f"{path} is not in it, or a link to something else")
+        if array.shape != shape:
+            raise ValueError(f"its {path} has shape {array.shape}, not {shape}")
         self.space -= array.nbytes
         if self.space < 0:
-            raise ValueError("its network has more weights than it can hold")
-        if not np.isfinite(array).all():
+            raise ValueError("its network has more weights than a file may hold")
+        if not stands_in_file(array):
+            raise ValueError(f"its {path} does not stand in the file as it is")
+        values = array[...].astype(np.float32)
+        if not np.isfinite(values).all():
             raise ValueError("some of its weights are no numbers")
-        self.weights.append(array.astype(np.float32))
-        return self.weights[-1]
+        self.weights.append(values)
+        return values
 
     def read_channels(self, name: str, x: Any, axis: Any = -1) -> np.ndarray:
         """Read an array with a number for each channel of a node."""
@@ -831,9 +876,10 @@ def convolve_depthwise(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
 
 def conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """Conv2D."""
-    channels = shape_of(x)[0] // c.groups
+    groups = c.groups or 1  # early versions of Keras knew none
+    channels = shape_of(x)[0] // groups
     kernel = g.read("kernel", *pair(c.kernel_size), channels, c.filters)
-    return finish(g, convolve(g, x, c, kernel, c.groups), c)
+    return finish(g, convolve(g, x, c, kernel, groups), c)
 
 
 def depthwise_conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
@@ -897,8 +943,8 @@ def group_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 
 def relu(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """ReLU and LeakyReLU."""
-    x = g.op.prelu(x, np.float32([c.negative_slope or 0]))
+    """ReLU and LeakyReLU, whose slope is alpha in Keras 2."""
+    x = g.op.prelu(x, np.float32([c.negative_slope or c.alpha or 0]))
     return x if c.max_value is None else g.op.minimum(x, np.float32(c.max_value))
 
 
@@ -983,8 +1029,8 @@ LAYERS: dict[str, tuple[str, Callable]] = {
     "LayerNormalization": (NORMALIZATION, layer_normalization),
     "GroupNormalization": (f"{NORMALIZATION} groups", group_normalization),
     "Activation": ("activation", lambda g, x, c: ACTIVATIONS[c.activation](g, x)),
-    "ReLU": ("max_value negative_slope", relu),
-    "LeakyReLU": ("max_value negative_slope", relu),
+    "ReLU": ("max_value negative_slope alpha", relu),
+    "LeakyReLU": ("max_value negative_slope alpha", relu),
     "PReLU": ("shared_axes", prelu),
     "ELU": ("alpha", lambda g, x, c: g.op.elu(x, c.alpha)),
     "Softmax": ("axis", lambda g, x, c: g.op.softmax(x, g.channel_axis(x, c.axis))),
@@ -1050,6 +1096,8 @@ def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
             expected = value == "float32"
         elif name == "data_format":
             expected = value in (None, "channels_last")
+        elif name == "groups":  # of depthwise convolutions in Keras 2
+            expected = value == 1
         else:
             expected = value in (None, False) or TRAINING.fullmatch(name)
         if not expected:
@@ -1062,25 +1110,46 @@ def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
     if "inbound_nodes" not in layer:
         return [before]
     [node] = layer["inbound_nodes"]  # a ValueError if the layer is used several times
+    if isinstance(node, list):  # Keras 2
+        return [tensor[0] for tensor in node]
     [tensors] = node["args"]
     tensors = tensors if isinstance(tensors, list) else [tensors]
     return [tensor["config"]["keras_history"][0] for tensor in tensors]
 
 
-def build_graph(graph: Graph, config: dict[str, Any]) -> tuple[Any, Any]:
-    """Build the network that a configuration describes; return its input and output."""
+def modernize(network: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a network as Keras 3 would write that of Keras 2."""
+    config = network["config"]
+    config = {"name": "", "layers": config} if isinstance(config, list) else config
+    kind = {"Model": "Functional"}.get(network["class_name"], network["class_name"])
+    first, layers = config["layers"][0], config["layers"]
+    shape = first["config"].get("batch_input_shape")
+    if first["class_name"] == "InputLayer":
+        first["config"].setdefault("batch_shape", shape)
+    elif shape:
+        begin = {"name": "input", "batch_shape": shape}
+        layers = [{"class_name": "InputLayer", "config": begin}, *layers]
+    return {"class_name": kind, "config": config | {"layers": layers}}
+
+
+def build_graph(graph: Graph, config: dict[str, Any], raw: bool) -> tuple[Any, Any]:
+    """Build the network that a configuration describes; return its input and output.
+
+    The input is in [0, 1] also if the network wants raw pixels.
+    """
     if config["class_name"] not in ("Sequential", "Functional"):
         raise ValueError(f"its network is of kind {config['class_name']}")
     first, *layers = config["config"]["layers"]
     if len(layers) > MAX_LAYERS:
         raise ValueError("its network is too deep")
     shape = first["config"]["batch_shape"]
-    if shape != [None, IMAGE_SIZE, IMAGE_SIZE, 1]:
-        size = f"{IMAGE_SIZE}x{IMAGE_SIZE}"
-        raise ValueError(f"its input is {tuple(shape)}, not {size} gray")
+    size = shape[1]
+    if shape != [None, size, size, 1] or not MIN_SIDE <= pair(size)[0] <= MAX_SIZE:
+        raise ValueError(f"its input is {tuple(shape)}, not gray squares")
     faces = graph.op.parameter([-1, *shape[1:]], np.float32)
     before = first["config"]["name"]
-    nodes, used = {before: graph.channels_first(faces)}, set()
+    pixels = graph.op.multiply(faces, np.float32(1 / RESCALE)) if raw else faces
+    nodes, used = {before: graph.channels_first(pixels)}, set()
     for layer in layers:
         kind, names = layer["class_name"], name_inputs(layer, before)
         inputs = [nodes[name] for name in names]
@@ -1118,9 +1187,16 @@ class Network:
     """
 
     def __init__(
-        self, graph: Graph, faces: Any, output: Any, class_names: list[str]
+        self,
+        graph: Graph,
+        faces: Any,
+        output: Any,
+        class_names: list[str],
+        assumed: str = "",
     ) -> None:
         self.class_names, self.weights = class_names, graph.weights
+        self.size = shape_of(faces)[0]  # pixels a side of a face
+        self.assumed = assumed  # what the file does not tell
         openvino = import_openvino()
         model = openvino.Model([output], [faces])
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -1147,8 +1223,40 @@ class Network:
         return means
 
 
-def load_model(path: str | Path) -> Network:
-    """Load a model file that train.py wrote.
+def describe_network(
+    file: h5py.File, config: dict[str, Any], class_names: list[str] | None
+) -> tuple[list[str], bool, str]:
+    """Read what a model file tells about a network's input and output.
+
+    Returns:
+        Its class names; whether it wants raw pixels; and what of it is assumed.
+    """
+    if "class_names" in file.attrs:
+        own, rescale = (
+            read_attribute(file, name) for name in ("class_names", "rescale")
+        )
+        if class_names:
+            raise UserError(f"{file.filename}: names its classes; omit --classes")
+        if rescale != RESCALE:
+            raise ValueError("it was trained on other pixels than gray in [0, 1]")
+        if not are_class_names(own):
+            raise ValueError(f"its class names are {own}")
+        return own, False, ""
+    if not class_names:
+        names = "give them in the order of its outputs: --classes angry fear ..."
+        raise UserError(f"{file.filename}: holds no class names; {names}")
+    layers = [
+        layer
+        for layer in config["config"]["layers"]
+        if layer["class_name"] == "Rescaling"
+    ]
+    raw = any(layer["config"]["scale"] <= 0.1 for layer in layers)
+    pixels = "0 to 255, which it scales itself" if raw else "0 to 1"
+    return class_names, raw, f"taken for a network of gray pixels of {pixels}"
+
+
+def load_model(path: str | Path, class_names: list[str] | None = None) -> Network:
+    """Load a model file that train.py wrote; or, with class names, that Keras wrote.
 
     The network is built from plain settings and arrays that stand in the file: nothing
     in it is executed, and nothing outside it is read, whoever made it.
@@ -1168,21 +1276,18 @@ def load_model(path: str | Path) -> Network:
             raise ValueError(f"it is {kind}")
         check_heaps(path.read_bytes())
         with h5py.File(path) as file:
-            config, class_names, rescale = (
-                read_attribute(file, name)
-                for name in ("model_config", "class_names", "rescale")
-            )
-            if rescale != RESCALE:
-                raise ValueError("it was trained on other pixels than gray in [0, 1]")
-            if not are_class_names(class_names):
-                raise ValueError(f"its class names are {class_names}")
-            is_sequential = config["class_name"] == "Sequential"
-            scope = f"{config['config']['name']}/" if is_sequential else ""
-            graph = Graph(file, scope)
-            faces, output = build_graph(graph, config)
-        if shape_of(output) != [len(class_names)]:
-            raise ValueError(f"its outputs do not fit its {len(class_names)} classes")
-        return Network(graph, faces, output, class_names)
+            config = modernize(read_attribute(file, "model_config"))
+            names, raw, assumed = describe_network(file, config, class_names)
+            graph = Graph(file, config["config"]["name"])
+            faces, output = build_graph(graph, config, raw)
+            end = config["config"]["layers"][-1]["config"].get("activation")
+            if assumed and end == "linear":
+                output = graph.op.softmax(output, -1)
+                assumed += ", and of logits"
+        if shape_of(output) != [len(names)]:
+            count = "x".join(map(str, shape_of(output)))
+            raise ValueError(f"it has {count} outputs for {len(names)} classes")
+        return Network(graph, faces, output, names, assumed)
     except MODEL_ERRORS as error:
         reason = str(error).partition("\n")[0][:300]
         raise UserError(
