@@ -603,26 +603,40 @@ def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -
     axis.tick_params(length=0, labelsize=8)
 
 
-@utils.plain_text()
 def draw(
     target: Path, records: list[dict[str, Any]], heats: list[np.ndarray] | None = None
 ) -> None:
     """Draw a picture with its faces boxed and named, beside their probabilities.
 
-    It has its own resolution, up to 2,000 pixels.
-
     Raises:
         UserError: if the file cannot be written, or the image no longer read.
     """
+    try:
+        image = utils.open_image(records[0]["path"])
+    except OSError as error:
+        raise UserError(f"{error}; it was readable at first") from error
+    names = list(records[0]["probabilities"] or [])
+    with utils.naming_classes(names) as shown:
+        new = dict(zip(names, shown, strict=True))
+        faces = [
+            record
+            | {"emotion": new[record["emotion"]]}
+            | {"probabilities": {new[n]: p for n, p in record["probabilities"].items()}}
+            for record in records
+            if record["face"]
+        ]
+        save_figure(plot_faces(image, faces, heats), target, dpi=DPI)
+
+
+def plot_faces(
+    image: Image.Image, faces: list[dict[str, Any]], heats: list[np.ndarray] | None
+) -> Any:
+    """Draw an image, at its own resolution up to 2,000 pixels, beside probabilities."""
     import seaborn as sns
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    try:
-        image = utils.open_image(records[0]["path"])
-    except OSError as error:
-        raise UserError(f"{error}; it was readable at first") from error
     width, height = image.size
     scale = max(min(1, LARGEST_PLOT / max(image.size)), SMALLEST_PLOT / height)
     shown = image.resize([max(1, round(scale * side)) for side in image.size])
@@ -634,7 +648,6 @@ def draw(
     axis, bars = left.add_axes((0, 0, 1, 1)), right.subplots()
     axis.imshow(shown, cmap="gray", extent=(0, width, height, 0), aspect="auto")
     axis.axis("off")
-    faces = [record for record in records if record["face"]]
     if not faces:
         bars.set_title("No face found")
         bars.axis("off")
@@ -668,7 +681,7 @@ def draw(
         )
         text.set_bbox({"facecolor": color, "edgecolor": "black", "pad": 2})
     axis.set(xlim=(0, width), ylim=(height, 0))
-    save_figure(figure, target, dpi=DPI)
+    return figure
 
 
 def save_figure(figure: Any, target: Path, **options: Any) -> None:
@@ -857,9 +870,9 @@ def evaluate(args: argparse.Namespace) -> int:
         text = json.dumps(metrics) + "\n"
     Output(args.output).write(text)
     if args.plot:
-        figure = utils.plot_confusion_matrix(metrics["test"], network.class_names)
         target = name_picture(args.plot, str(args.evaluate), "confusion", used)
-        save_figure(figure, target)
+        with utils.naming_classes(network.class_names) as names:
+            save_figure(utils.plot_confusion_matrix(metrics["test"], names), target)
     return bool(unreadable)
 
 

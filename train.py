@@ -882,7 +882,6 @@ def calibrate(model: keras.Model, network: utils.Network, validation: Split) -> 
     return temperature
 
 
-@utils.plain_text()
 def write_results(
     model: keras.Model,
     history: pd.DataFrame,
@@ -912,23 +911,38 @@ def write_results(
             history.to_csv(file, lineterminator="\n")
         with utils.replacing(folder / "metrics.json") as file:
             file.write_text(json.dumps(metrics, indent=2) + "\n", newline="\n")
-        confusion = utils.plot_confusion_matrix(metrics["test"], args.classes)
-        figures = {
-            "learning_curves.png": plot_learning_curves(history, splits),
-            "confusion_matrix.png": confusion,
-            "reliability.png": plot_reliability(metrics["test"]),
-            "class_distribution.png": plot_class_distribution(splits),
-            "example_images.png": plot_example_images(splits["train"], args.seed),
-        }
-        for name, figure in figures.items():
-            with utils.replacing(folder / name) as file:
-                figure.savefig(file, dpi=120)
+        figures = write_figures(folder, history, splits, metrics["test"], args)
         old = args.model_path
         # Equal files: a kill came after this one took its place. Keep the previous one.
         if old.exists() and not filecmp.cmp(old, new_model, shallow=False):
             with utils.replacing(old.with_suffix(".previous.h5")) as file:
                 shutil.copyfile(old, file)
     return metrics, [old.name, "history.csv", "metrics.json", *figures]
+
+
+def write_figures(
+    folder: Path,
+    history: pd.DataFrame,
+    splits: dict[str, Split],
+    metrics: dict,
+    args: argparse.Namespace,
+) -> list[str]:
+    """Draw data, training and test; return the names of the files."""
+    with utils.naming_classes(args.classes) as names:
+        for name, (table, pixels) in splits.items():
+            emotion = table.emotion.cat.rename_categories(names)
+            splits = splits | {name: Split(table.assign(emotion=emotion), pixels)}
+        figures = {
+            "learning_curves.png": plot_learning_curves(history, splits),
+            "confusion_matrix.png": utils.plot_confusion_matrix(metrics, names),
+            "reliability.png": plot_reliability(metrics),
+            "class_distribution.png": plot_class_distribution(splits),
+            "example_images.png": plot_example_images(splits["train"], args.seed),
+        }
+        for name, figure in figures.items():
+            with utils.replacing(folder / name) as file:
+                figure.savefig(file, dpi=120)
+    return list(figures)
 
 
 def make_figure(

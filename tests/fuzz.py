@@ -54,6 +54,7 @@ def make_images() -> list[bytes]:
             ("RGB", "WEBP", {}),
             ("RGBA", "WEBP", {"lossless": True}),
             ("RGB", "AVIF", {"quality": 30}),
+            ("RGB", "HEIF", {"quality": 30}),
             ("RGB", "TIFF", {"compression": "tiff_lzw"}),
             ("CMYK", "TIFF", {}),
             ("P", "GIF", {}),
@@ -70,7 +71,7 @@ def make_images() -> list[bytes]:
 
 
 def make_models() -> list[bytes]:
-    """Return small model files."""
+    """Return small model files, one of them compressed."""
     import train
 
     models = []
@@ -81,6 +82,15 @@ def make_models() -> list[bytes]:
             attributes = {"class_names": ["happy", "sad"], "rescale": utils.RESCALE}
             train.save_model(model, path, attributes)
             models.append(path.read_bytes())
+        with h5py.File(path, "r+") as file:
+            names: list[str] = []
+            file.visit(names.append)
+            for name in names:
+                if isinstance(file[name], h5py.Dataset):
+                    values = file.pop(name)[...]
+                    options = {"compression": "gzip", "shuffle": True}
+                    file.create_dataset(name, data=values, **options)
+        models.append(path.read_bytes())
     return models
 
 

@@ -142,12 +142,17 @@ def test_where_it_writes_is_checked_before_training(
     assert "small.h5 is a folder" in capsys.readouterr().err
 
 
-def test_other_classes_in_their_order(tree: Path) -> None:
-    for part in ("train", "test"):  # names that look like formulas
+def test_other_classes_in_their_order(
+    tree: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for part in ("train", "test"):  # names that look like formulas, or no font has
         (tree / part / "sad").rename(tree / part / r"s$\a$d")
-    folder = run_main(tree, "--classes", r"s$\a$d", "angry")
+        (tree / part / "happy").rename(tree / part / "喜び")
+    names = [r"s$\a$d", "喜び", "angry"]
+    folder = run_main(tree, "--classes", *names)
     assert (folder / "confusion_matrix.png").is_file()
-    assert utils.load_model(folder / "small.h5").class_names == [r"s$\a$d", "angry"]
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    assert utils.load_model(folder / "small.h5").class_names == names
 
 
 def test_help(capsys: pytest.CaptureFixture) -> None:
