@@ -22,6 +22,7 @@ import importlib.util
 import io
 import itertools
 import json
+import locale
 import math
 import os
 import signal
@@ -191,7 +192,10 @@ def read_list(content: bytes) -> list[str]:
             text = content.removeprefix(mark).decode(encoding, "replace")
             break
     else:
-        text = os.fsdecode(content)
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:  # Windows has encodings of its own
+            text = content.decode(locale.getencoding(), "surrogateescape")
     lines = []
     for line in filter(str.strip, text.split("\n")):
         plain = line.rstrip("\r")

@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 SECONDS = 12  # that a contender is measured in each of its turns
 WARM_UP = 3  # steps that are not counted
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
 def rate(step: Callable[[], Any], amount: float) -> float:
@@ -282,7 +283,7 @@ def in_process(code: str) -> dict[str, Any]:
 def measure(name: str) -> dict[str, Any]:
     """Measure a contender, and the peak memory of this process in MB."""
     figures = (CONTENDERS | PREDICTION)[name]()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 2**20
     return figures | {"memory": memory}
 
 
@@ -324,7 +325,7 @@ def run_command(words: list[str]) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     seconds = time.perf_counter() - begin
-    return {"s": seconds, "memory": usage.ru_maxrss / 1024}
+    return {"s": seconds, "memory": usage.ru_maxrss * RSS_UNIT / 2**20}
 
 
 def prediction(turns: int) -> None:

@@ -1,7 +1,7 @@
 """A small tree of images, a model trained once, and the two commands as processes."""
 
 import contextlib
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +18,12 @@ from train import keras  # noqa: F401  first of all: it sets TensorFlow up
 ROOT = Path(__file__).parent.parent
 MODEL = "models/face_classification_model.h5"
 DEMO = "python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5"
+UNIX = pytest.mark.skipif(
+    os.name == "nt", reason="of Unix: limits, pipes, links, signals, shells"
+)
+LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="of Linux: /proc, /dev/full, names of any bytes"
+)
 EMOTIONS = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
 
 
@@ -42,6 +48,8 @@ def make_tree(folder: Path, classes: list[str], train: int = 12, test: int = 4) 
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Generator[None, None, None]:
     """Let no file grow beyond a number of bytes, as if the disk were full."""
+    import resource  # which Windows has not
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

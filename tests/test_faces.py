@@ -6,8 +6,8 @@ The search is the real one on the portrait, and a fake with known boxes elsewher
 import csv
 import io
 import json
+import locale
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EMOTIONS, MODEL, ROOT, random_pixels
+from conftest import EMOTIONS, LINUX, MODEL, ROOT, UNIX, file_size_limit, random_pixels
 from PIL import Image
 
 import predict
@@ -267,6 +267,7 @@ def test_what_shows_nothing_is_no_face(
     assert [face.box for face in predict.find_faces(image)] == [(208, 108, 64, 64)]
 
 
+@UNIX
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-sig"])
 def test_lists_as_any_system_writes_them(
@@ -281,6 +282,11 @@ def test_lists_as_any_system_writes_them(
     if encoding == "utf-16-be-sig":
         content = b"\xfe\xff" + end.join(lines).encode("utf-16-be")
     assert predict.read_list(content) == [*names, "none.png"]
+
+
+def test_lists_in_an_encoding_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locale, "getencoding", lambda: "cp1252")
+    assert predict.read_list(b"caf\xe9.png\r\n\x81.png") == ["café.png", "\udc81.png"]
 
 
 def test_patterns_that_the_shell_has_left(
@@ -599,6 +605,7 @@ def refuse(capsys: pytest.CaptureFixture, line: str, *words: object) -> None:
     assert capsys.readouterr() == ("", f"predict.py: error: {line}\n")
 
 
+@UNIX
 @pytest.mark.parametrize("option", ["--plot", "--explain", "--output"])
 def test_no_image_is_written_over(
     album: Path,
@@ -733,6 +740,7 @@ ESCAPED = [
 ]
 
 
+@LINUX
 def test_strange_names_in_text(
     strange: list[str], capsys: pytest.CaptureFixture
 ) -> None:
@@ -754,6 +762,7 @@ def test_strange_names_in_text(
         predict.main(["--image", missing[0]])
 
 
+@LINUX
 def test_strange_names_in_csv_and_json(
     strange: list[str], capsys: pytest.CaptureFixture
 ) -> None:
@@ -771,23 +780,23 @@ def test_strange_names_in_csv_and_json(
     assert [json.loads(line)["path"] for line in out.splitlines()] == images
 
 
+@LINUX
 def test_strange_names_are_drawn(strange: list[str]) -> None:
     assert run("--image", ".", "--plot", "drawn") == 0
     sizes = [Image.open(path).size for path in Path("drawn").iterdir()]
     assert len(sizes) == len(strange) and min(map(min, sizes)) >= 48
 
 
+@UNIX
 def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
     path, record = tmp_path / "emotions.csv", "x" * 99 + "\n"
     output = predict.Output(path)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1050, limit[1]))
-    try:
-        with pytest.raises(UserError, match=r"emotions\.csv: cannot write: "):
-            for _ in range(20):
-                output.write(record)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with (
+        file_size_limit(1050),
+        pytest.raises(UserError, match=r"emotions\.csv: cannot write: "),
+    ):
+        for _ in range(20):
+            output.write(record)
     assert path.read_text() == 10 * record
 
 
@@ -810,6 +819,7 @@ def test_temporary_files_are_nobody_else_s(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*names, "a-emotions.png"}
 
 
+@LINUX
 def test_a_full_stdout() -> None:
     with open("/dev/full", "w") as full:
         words = [sys.executable, ROOT / "predict.py", "--image", CROP]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import file_size_limit, make_tree, random_pixels
+from conftest import UNIX, file_size_limit, make_tree, random_pixels
 from PIL import Image
 
 import train
@@ -47,6 +47,7 @@ def test_files_may_go_once_they_are_decoded(tree: Path) -> None:
     np.testing.assert_array_equal(split.faces(), utils.to_input(expected))
 
 
+@UNIX
 def test_a_full_disk_is_told_in_a_line(tree: Path, tmp_path: Path) -> None:
     with (
         file_size_limit(30_000),
@@ -91,6 +92,7 @@ def test_unreadable_files_are_left_out_and_told(tree: Path) -> None:
     assert names == ["empty.jpg", "notes.txt", "truncated.png"]
 
 
+@UNIX
 def test_linked_folders_are_read(tree: Path) -> None:
     folder = tree / "train" / "happy"
     folder.rename(tree / "mine")

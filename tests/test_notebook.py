@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from conftest import MODEL, ROOT
+from conftest import MODEL, ROOT, UNIX
 
 import predict
 import train
@@ -155,6 +155,7 @@ def python(words: str, text: str = "", redirect: str = "") -> str:
     ).stdout
 
 
+@UNIX
 def test_a_shell_goes_on_after_a_script() -> None:
     script = "train.py --model-path models/none.h5 --resume"
     assert python(f"-i {script}", text="print(1 + 1)") == "2\n0\n"
@@ -162,6 +163,7 @@ def test_a_shell_goes_on_after_a_script() -> None:
     assert python("-i predict.py --image missing.png", text="print(1 + 1)") == "2\n0\n"
 
 
+@UNIX
 @pytest.mark.parametrize("redirect", ["2>&-", "<&- >/dev/null 2>&-"])
 def test_without_streams(tree: Path, tmp_path: Path, redirect: str) -> None:
     output, path = tmp_path / "a.txt", tmp_path / "m.h5"

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from conftest import file_size_limit, make_tree
+from conftest import LINUX, UNIX, file_size_limit, make_tree
 
 import train
 import utils
@@ -217,6 +217,7 @@ def test_no_broken_weights_are_kept(tmp_path: Path, name: str) -> None:
     assert again.history == [{"loss": 1.0, "val_loss": 2.0}]
 
 
+@UNIX
 def test_a_full_disk_at_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "m.checkpoint.npz"
     checkpoint = train.Checkpoint(path, {"epochs": 9})
@@ -235,7 +236,9 @@ def test_a_full_disk_at_the_checkpoint(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [path]
 
 
+@UNIX
 @pytest.mark.parametrize("checked", [True, False])
+@UNIX
 def test_a_full_disk_at_the_model(
     stopped: Path,
     tree: Path,
@@ -306,6 +309,7 @@ def test_only_one_training_at_a_model_path(tree: Path, tmp_path: Path) -> None:
         pass
 
 
+@LINUX
 def test_where_open_files_cannot_be_deleted(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

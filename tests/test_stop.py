@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import UNIX
 from test_resume import WORDS, assert_same_training
 
 import train
@@ -34,6 +35,7 @@ def stop_in_epoch(
     )
 
 
+@UNIX
 @pytest.mark.usefixtures("empty_figures")
 def test_real_processes_are_stopped_and_go_on(checkout: Path, tmp_path: Path) -> None:
     data = ["--data-dir", "data/demo", "--model-path"]
