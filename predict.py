@@ -11,10 +11,12 @@ the model that is there.
 """
 
 import argparse
+import bisect
 import codecs
 import collections
 import contextlib
 import csv
+import dataclasses
 import errno
 import functools
 import glob
@@ -23,9 +25,12 @@ import io
 import itertools
 import json
 import locale
+import logging
 import math
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -35,7 +40,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, ImageStat
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageStat
 
 import utils
 from utils import IMAGE_SIZE, UserError, percent, printable
@@ -60,6 +65,10 @@ LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels: of a longer side, of a height
 DPI = 128  # a power of 2 divides and multiplies pixels without rest
 SQUARE = 1 / 4  # of a face's width, which the heat map covers at once
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
+VIDEOS = {".mp4", ".mkv", ".mov", ".webm", ".avi"}  # likewise, the copy of a video
+CAMERA = re.compile(r"webcam(?::(\d+))?")
+SMOOTHING = 1.0  # seconds that the answers about a face in a video are averaged over
+SAME_FACE = 0.3  # overlap of a face from frame to frame, as of overlap
 BYTE_ORDER_MARKS = {  # of lists; PowerShell writes UTF-16
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF16_LE: "utf-16-le",
@@ -67,7 +76,8 @@ BYTE_ORDER_MARKS = {  # of lists; PowerShell writes UTF-16
 }
 MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
 BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
-CSV_COLUMNS = ["status", "face", *BOX, "emotion", "confidence"]
+CSV_COLUMNS = ["path", "time", "status", "face", *BOX, "emotion", "confidence"]
+NO_VIDEO = "not an image or a video, or a broken one"
 NO_FACE = "no face found; if it is a closely cut face, say --faces never"
 
 
@@ -86,7 +96,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    text = "image files, folders, searched recursively, or - for a list on stdin"
+    text = "image files, folders, searched recursively, - for a list on stdin, videos, "
+    text += "or webcam, webcam:1, ... for a camera"
     what.add_argument("--image", nargs="+", default=argparse.SUPPRESS, help=text)
     text = "measure the model on a folder that holds <emotion>/ folders of face crops"
     what.add_argument("--evaluate", type=Path, metavar="FOLDER", help=text)
@@ -104,6 +115,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FILE", help=text)
     text = "say unsure below this confidence, 0 to 1"
     add("--min-confidence", type=float, default=0.0, metavar="P", help=text)
+    text = "frames a second of a video to look at, its own if they are fewer"
+    add("--fps", type=float, default=5.0, help=text)
     text = "draw each picture with its faces and their probabilities"
     add("--plot", type=Path, metavar="FILE_OR_FOLDER", help=text)
     text = "draw where each face shows the emotion"
@@ -111,10 +124,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:
         parser.error(f"--min-confidence: {args.min_confidence} is not in [0, 1]")
+    if not 0 < args.fps <= 1000:
+        parser.error(f"--fps: {args.fps} is not above 0, up to 1000")
     if args.classes and not utils.are_class_names(args.classes):
         parser.error("--classes needs two or more different names that can be printed")
     if args.evaluate:
-        for name in ("faces", "explain", "min_confidence"):
+        for name in ("faces", "explain", "min_confidence", "fps"):
             if getattr(args, name) != parser.get_default(name):
                 option = "--" + name.replace("_", "-")
                 parser.error(f"{option} makes no sense with --evaluate")
@@ -171,7 +186,8 @@ def check_targets(args: argparse.Namespace, targets: Sequence[Path]) -> set[str]
         UsageError: if two of them are one, or one is the model, or would replace a
             picture by records.
     """
-    files = [p for p in targets if p == args.output or p.suffix.lower() in PICTURES]
+    kinds = PICTURES | VIDEOS
+    files = [p for p in targets if p == args.output or p.suffix.lower() in kinds]
     names = set(map(spell, files))
     if len(names) < len(files):
         raise UsageError(f"{files[-1]}: is to be written twice; name another file")
@@ -249,7 +265,7 @@ def find_images(
         if not files:
             raise UserError(f"{image}: no picture in this folder")
         paths += [protect(path, targets) for path in files]
-    if images and not any(map(os.path.lexists, paths)):
+    if images and not any(os.path.lexists(p) or CAMERA.fullmatch(p) for p in paths):
         raise UserError(f"{images[0]}: {describe_missing(images[0])}")
     return paths, found
 
@@ -258,7 +274,7 @@ def describe_missing(image: str) -> str:
     """Tell what is wrong with a name that stands for no file."""
     if "://" in image:
         return "a URL; save the picture, and name its file"
-    camera = "; cameras are not read" if image.isdigit() else ""
+    camera = f"; the camera is webcam:{image}" if image.isdigit() else ""
     return f"no such file or folder{camera}"
 
 
@@ -420,6 +436,13 @@ def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
     return [Face(f.pixels, tuple(round(scale * v) for v in f.box)) for f in found]
 
 
+def classify(network: utils.Network, faces: list[Face]) -> np.ndarray:
+    """Return the class probabilities of faces, (n, num_classes)."""
+    shape = -1, network.size, network.size
+    pixels = np.reshape([face.pixels for face in faces], shape)
+    return network.predict(utils.to_input(pixels))
+
+
 def predict_files(
     network: utils.Network, paths: Iterable[str], read: Callable[[str], list[Face]]
 ) -> Iterator[tuple[str, list[tuple[Face, np.ndarray]] | OSError]]:
@@ -453,9 +476,7 @@ def predict_files(
                 path, future = ahead.popleft()
                 results.append((path, future.result()))
             faces = [f for _, r in results if not isinstance(r, OSError) for f in r]
-            shape = -1, network.size, network.size
-            pixels = np.reshape([face.pixels for face in faces], shape)
-            probabilities = iter(network.predict(utils.to_input(pixels)))
+            probabilities = iter(classify(network, faces))
             for path, result in results:
                 if not isinstance(result, OSError):
                     result = [(face, next(probabilities)) for face in result]
@@ -472,17 +493,19 @@ def make_records(
     Numbers have four decimals.
     """
     empty = dict.fromkeys(["face", *BOX, "emotion", "confidence", "probabilities"])
+    begin = {"path": path, "time": None}  # seconds, in a video
     if isinstance(result, OSError):
         status = "no_face" if isinstance(result, NoFaceError) else "error"
         message = str(result).removeprefix(f"{path}: ")
-        return [{"path": path, "status": status} | empty | {"message": message}]
+        return [begin | {"status": status} | empty | {"message": message}]
     records = []
     for number, (face, probabilities) in enumerate(result, 1):
         best = int(probabilities.argmax())
         status = "ok" if probabilities[best] >= min_confidence else "unsure"
         values = [round(float(p), 4) for p in probabilities]
         records.append(
-            {"path": path, "status": status, "face": number}
+            begin
+            | {"status": status, "face": number}
             | dict(zip(BOX, face.box, strict=True))
             | {"emotion": class_names[best], "confidence": values[best]}
             | {"probabilities": dict(zip(class_names, values, strict=True))}
@@ -549,10 +572,9 @@ def format_csv(records: list[dict[str, Any]], class_names: list[str]) -> str:
     for record in records:
         formula = record["path"].startswith(("=", "+", "-", "@"))
         path = "./" * formula + printable(record["path"])
-        values = [record[name] for name in CSV_COLUMNS]
-        probabilities = record["probabilities"] or dict.fromkeys(class_names)
-        message = printable(record["message"])
-        write([path, *values, *probabilities.values(), message])
+        values = [record[name] for name in CSV_COLUMNS[1:]]
+        probabilities = (record["probabilities"] or dict.fromkeys(class_names)).values()
+        write([path, *values, *probabilities, printable(record["message"])])
     return text.getvalue()
 
 
@@ -733,11 +755,25 @@ class Output:
     What the file held is kept until there is a first text.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path, self.file = path, None
+    def __init__(self, path: Path | None, kind: str, class_names: list[str]) -> None:
+        self.path, self.file, self.kind = path, None, kind
+        self.class_names = class_names
+        self.header = ",".join([*CSV_COLUMNS, *class_names, "message\n"])
+
+    def write_records(self, records: list[dict[str, Any]], alone: bool = False) -> None:
+        """Write the records of a file; alone as in format_text."""
+        if self.kind == "json":
+            self.write(format_json(records))
+        elif self.kind == "csv":
+            self.write(self.header + format_csv(records, self.class_names))
+            self.header = ""
+        else:
+            self.write(format_text(records, alone))
 
     def write(self, text: str) -> None:
         """Write a text, all of it or nothing."""
+        if not text:
+            return
         try:
             if not self.path:
                 print(text, end="", flush=True)
@@ -782,39 +818,62 @@ def load_model(args: argparse.Namespace) -> utils.Network:
     return network
 
 
+def report(records: list[dict[str, Any]]) -> bool:
+    """Tell on stderr what is wrong with a file, and return whether something is."""
+    if message := records[0]["message"]:
+        line = printable(f"{records[0]['path']}: {message}")
+        print(f"predict.py: error: {line}", file=sys.stderr)
+    return bool(message)
+
+
 def predict(args: argparse.Namespace) -> int:
     """Print what each image shows; return 1 if any has no face or is unreadable."""
     targets = [path for path in (args.output, args.plot, args.explain) if path]
     paths, found = find_images(args.image, targets)
-    used, total = check_targets(args, targets), len(paths)
+    used, failed = check_targets(args, targets), False
     for target in (args.plot, args.explain):
-        if target and target.suffix.lower() in PICTURES and total != 1:
+        is_file = target and target.suffix.lower() in PICTURES | VIDEOS
+        if is_file and len(paths) != 1:
             raise UserError(f"{target}: one file for several images; name a folder")
     network = load_model(args)
-    names = network.class_names
+    output = Output(args.output, args.format, network.class_names)
+    groups = itertools.groupby(paths, lambda p: p not in found and is_video(p))
+    for moving, group in groups:
+        if moving:
+            for path in group:
+                failed |= predict_video(network, path, args, output, used)
+        else:
+            names = list(group)
+            failed |= predict_pictures(network, names, found, args, output, used)
+    return int(failed)
+
+
+def predict_pictures(
+    network: utils.Network,
+    paths: Sequence[str],
+    found: set[str],
+    args: argparse.Namespace,
+    output: Output,
+    used: set[str],
+) -> bool:
+    """Classify the faces in pictures; return whether anything is wrong with one."""
+    if is_copy(args.plot):
+        raise UsageError(f"{args.plot}: the copy of a video; {paths[0]} is none")
     read = functools.partial(read_faces, faces=args.faces, size=network.size)
-    header = ",".join(["path", *CSV_COLUMNS, *names, "message\n"])
-    failed, passed_over, output = 0, 0, Output(args.output)
-    with make_progress_bar(hidden=total == 1) as bar:
+    alone = len(paths) == 1 and args.image == list(paths)
+    failed, ignored = False, 0
+    with make_progress_bar(hidden=len(paths) == 1) as bar:
         results = predict_files(network, paths, read)
-        for path, result in bar.track(results, total, description=""):
-            if path in found and isinstance(result, utils.NotAnImageError):
-                passed_over += 1
-                continue
-            records = make_records(path, result, names, args.min_confidence)
-            if message := records[0]["message"]:
-                line = printable(f"{path}: {message}")
-                print(f"predict.py: error: {line}", file=sys.stderr)
-                failed = 1
-            if args.format == "json":
-                text = format_json(records)
-            elif args.format == "csv":
-                text, header = header + format_csv(records, names), ""
-            else:
-                alone = total == 1 and args.image != ["-"]
-                text = format_text(records, alone)
-            if text:
-                output.write(text)
+        for path, result in bar.track(results, len(paths), description=""):
+            if isinstance(result, utils.NotAnImageError):
+                if path in found:
+                    ignored += 1
+                    continue
+                result = OSError(f"{path}: {NO_VIDEO}")
+            least = args.min_confidence
+            records = make_records(path, result, network.class_names, least)
+            failed |= report(records)
+            output.write_records(records, alone)
             if records[0]["status"] == "error":
                 continue
             if args.plot:
@@ -823,9 +882,328 @@ def predict(args: argparse.Namespace) -> int:
                 faces = [] if isinstance(result, OSError) else result
                 heats = [occlude(network, face.pixels, p) for face, p in faces]
                 draw(name_picture(args.explain, path, "heat", used), records, heats)
-    if passed_over:
-        print(f"predict.py: passed over, no pictures: {passed_over}", file=sys.stderr)
+    if ignored:
+        print(f"predict.py: passed over, no pictures: {ignored}", file=sys.stderr)
     return failed
+
+
+@dataclasses.dataclass
+class Track:
+    """A face in a video: its number, first pixels, last box, and answers over time."""
+
+    number: int
+    pixels: np.ndarray
+    box: tuple[int, int, int, int]
+    times: list[float] = dataclasses.field(default_factory=list)  # seconds
+    answers: list[np.ndarray] = dataclasses.field(default_factory=list)
+    means: list[np.ndarray] = dataclasses.field(default_factory=list)
+    shown: tuple = ()  # status and emotion that were told last
+
+    def add(self, face: Face, probabilities: np.ndarray, time: float) -> None:
+        """Add an answer, and the mean of those of the last second."""
+        self.box = face.box
+        self.times.append(time)
+        self.answers.append(probabilities)
+        recent = bisect.bisect_right(self.times, time - SMOOTHING + 1e-6)
+        self.means.append(np.mean(self.answers[recent:], axis=0))
+
+
+def follow(
+    tracks: list[Track], faces: Sequence[Face], answers: np.ndarray, time: float
+) -> list[Track]:
+    """Add the faces of a frame to the tracks that they overlap, or to new ones.
+
+    Returns:
+        The track of each face.
+    """
+
+    def shared(track: Track, face: Face) -> float:
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (track.box, face.box)]
+        return overlap(*map(np.array, boxes))
+
+    free = [track for track in tracks if time - track.times[-1] <= SMOOTHING]
+    present = []
+    for face, probabilities in zip(faces, answers, strict=True):
+        track = max(free, key=lambda track: shared(track, face), default=None)
+        if track and shared(track, face) >= SAME_FACE:
+            free.remove(track)
+        else:
+            track = Track(len(tracks) + 1, face.pixels, face.box)
+            tracks.append(track)
+        track.add(face, probabilities, time)
+        present.append(track)
+    return present
+
+
+def name_camera(number: int) -> tuple[str, list[str]]:
+    """Name a camera as FFmpeg knows it, with the options that it takes."""
+    if sys.platform == "darwin":
+        return str(number), ["-f", "avfoundation", "-framerate", "30"]
+    if os.name != "nt":
+        return f"/dev/video{number}", ["-f", "v4l2"]
+    import imageio_ffmpeg
+
+    words = ["-list_devices", "true", "-f", "dshow", "-i", "dummy"]
+    words.insert(0, imageio_ffmpeg.get_ffmpeg_exe())
+    told = subprocess.run(words, capture_output=True).stderr.decode(errors="replace")
+    names = re.findall(r'"([^"]+)" \(video\)', told)
+    return f"video={names[number] if number < len(names) else number}", ["-f", "dshow"]
+
+
+def open_video(path: str, rate: float | None) -> tuple[dict, Iterator[bytes]]:
+    """Open a video or a camera in FFmpeg: a process of its own, without a network.
+
+    Returns:
+        What FFmpeg tells about it, size, fps and duration among it; and the frames:
+        RGB, upright, so many a second (None: as they are).
+
+    Raises:
+        OSError: if there is nothing to see.
+    """
+    import imageio_ffmpeg
+
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it tells of sizes
+    source, options = f"file:{path}", ["-protocol_whitelist", "file"]
+    if camera := CAMERA.fullmatch(path):
+        source, options = name_camera(int(camera[1] or 0))
+    # Rounded up, a frame is what a player shows at its time.
+    filters = ["-vf", f"fps={rate}:round=up"] if rate else []
+    frames = imageio_ffmpeg.read_frames(source, "rgb24", None, options, filters)
+    try:
+        return next(frames), frames
+    except (OSError, LookupError, ValueError, AssertionError) as error:
+        what = NO_VIDEO
+        if camera:
+            reason = str(error).rpartition(": ")[2]
+            what = f"no camera there, or it is not allowed: {reason}"
+        raise OSError(f"{path}: {what}") from error
+
+
+def is_video(path: str) -> bool:
+    """Tell whether a path is a camera, or a file that FFmpeg sees a video in."""
+    if not os.path.lexists(path):
+        return bool(CAMERA.fullmatch(path))
+    if not os.path.isfile(path) or not os.path.getsize(path) or is_picture(Path(path)):
+        return False
+    with contextlib.suppress(OSError):
+        open_video(path, None)[1].close()
+        return True
+    return False
+
+
+def search_video(path: str, args: argparse.Namespace, size: int) -> Iterator[Any]:
+    """Find the faces in a video.
+
+    Yields:
+        First what FFmpeg tells about it, with rate, the frames a second that come, and
+        looks, those of them that are looked at. Then each frame: its time in seconds,
+        the image, and its faces, or None if it is not looked at.
+    """
+    own = 0
+    if not CAMERA.fullmatch(path):
+        about, frames = open_video(path, None)
+        frames.close()
+        own = about["fps"]
+    looks = min(args.fps, own or args.fps)
+    rate = own or looks if is_copy(args.plot) else looks
+    about, frames = open_video(path, rate)
+    yield about | {"rate": rate, "looks": looks}
+    find = whole_face if args.faces == "never" else find_faces
+    last = -1
+    for number, content in enumerate(frames):
+        time, image = number / rate, Image.frombytes("RGB", about["size"], content)
+        now = math.floor(time * looks + 1e-6)
+        yield time, image, find(image, size) if now > last else None
+        last = now
+
+
+def prefetch(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield items, none of them None; a thread gets the next one in the meantime."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = pool.submit(next, items, None)
+            yield item
+
+
+def write_frame(
+    output: Output, records: list[dict[str, Any]], tracks: list[Track], rewrite: bool
+) -> None:
+    """Write the records of a frame; as text, a line for each face that changes.
+
+    On a terminal, the line of the frame before is rewritten if that is wanted.
+    """
+    if output.kind != "text" and records:
+        output.write_records(records)
+    if output.kind != "text":
+        return
+    for record, track in zip(records, tracks, strict=True):
+        tenths = round(10 * record["time"])
+        text = f"{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10} "
+        text += f"face {track.number}: {describe(record)}"
+        shown = record["status"], record["emotion"]
+        if rewrite and not output.path and sys.stdout.isatty():
+            output.write(f"\r{text:60}")
+        elif shown != track.shown:
+            output.write(f"{text}\n")
+        track.shown = shown
+
+
+def predict_video(
+    network: utils.Network,
+    path: str,
+    args: argparse.Namespace,
+    output: Output,
+    used: set[str],
+) -> bool:
+    """Classify the faces in a video or before a camera; return whether it failed.
+
+    Probabilities are means over the last second of a face.
+    """
+    if args.explain:
+        raise UsageError(f"{path}: --explain takes no video")
+    names, is_camera = network.class_names, bool(CAMERA.fullmatch(path))
+    tracks: list[Track] = []
+    end, records, failed, stop = 0.0, [], [], None
+    try:
+        frames = prefetch(search_video(path, args, network.size))
+        about = next(frames)
+        length = about["duration"]
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(make_progress_bar(hidden=is_camera))
+            frames = bar.track(frames, round(length * about["rate"]) or None)
+            if is_copy(args.plot):
+                copy = stack.enter_context(copying(args.plot, about, names))
+            for time, image, faces in frames:
+                end = time + 1 / about["rate"]
+                if faces is not None:
+                    present = follow(tracks, faces, classify(network, faces), time)
+                    means = [track.means[-1] for track in present]
+                    result = list(zip(faces, means, strict=True))
+                    records = make_records(path, result, names, args.min_confidence)
+                    for record, track in zip(records, present, strict=True):
+                        record.update(time=round(time, 3), face=track.number)
+                    write_frame(output, records, present, is_camera)
+                if is_copy(args.plot):
+                    copy(image, records)
+        if not end:
+            raise OSError(f"{path}: no frame in it")
+        if not tracks and not is_camera:
+            raise NoFaceError(f"{path}: no face found")
+        if length > end + max(1, length / 20):
+            raise OSError(f"{path}: ends after {end:.1f} of {length:.1f} seconds")
+    except KeyboardInterrupt as error:
+        stop = error
+    except (OSError, RuntimeError) as error:
+        broken = f"{path}: ends within a frame, or its decoder failed"
+        failure = error if isinstance(error, OSError) else OSError(broken)
+        failed = make_records(path, failure, names, 0)
+        report(failed)
+        if not tracks:
+            output.write_records(failed)
+            return True
+    if args.format == "text":
+        output.write(describe_tracks(tracks, names, about["looks"]))
+    if args.plot and not is_copy(args.plot):
+        with utils.naming_classes(names) as shown:
+            target = name_picture(args.plot, path, "emotions", used)
+            save_figure(plot_timeline(tracks, shown), target)
+    if stop and not is_camera:
+        raise stop
+    return bool(failed)
+
+
+def is_copy(target: Path | None) -> bool:
+    """Tell whether a file to draw into is a video, the copy of one."""
+    return bool(target) and target.suffix.lower() in VIDEOS
+
+
+@contextlib.contextmanager
+def copying(
+    target: Path, about: dict[str, Any], class_names: list[str]
+) -> Iterator[Callable[[Image.Image, list[dict[str, Any]]], None]]:
+    """Write a video, as it is but without sound, with boxes and emotions of faces.
+
+    Yields:
+        A function that takes a frame and its records.
+    """
+    import imageio_ffmpeg
+    import seaborn as sns
+    from matplotlib import font_manager
+
+    palette = sns.color_palette("Set2", len(class_names)).as_hex()
+    colors = dict(zip(class_names, palette, strict=True))
+    family = (utils.find_fonts("".join(class_names)) or ["DejaVu Sans"])[-1]
+    font_file = font_manager.findfont(family)
+    font = ImageFont.truetype(font_file, max(12, about["size"][1] // 30))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with utils.replacing(target) as file:
+        writer = imageio_ffmpeg.write_frames(
+            str(file), about["size"], fps=about["rate"], macro_block_size=2
+        )
+        writer.send(None)
+
+        def copy(image: Image.Image, records: list[dict[str, Any]]) -> None:
+            pen = ImageDraw.Draw(image)
+            for record in records:
+                x, y, w, h = (record[name] for name in BOX)
+                color = colors[record["emotion"]]
+                pen.rectangle((x, y, x + w, y + h), outline=color, width=3)
+                text = f"{record['face']} {describe(record)}"
+                place = x + 4, y - 4 if y > 1.5 * font.size else y + font.size + 4
+                edge = {"stroke_width": 2, "stroke_fill": "black"}
+                pen.text(place, text, color, font, anchor="ls", **edge)
+            writer.send(image.tobytes())
+
+        yield copy
+        writer.close()
+
+
+def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -> str:
+    """Write for people what share of its time each face showed each emotion.
+
+    Faces that were there for less than a second are omitted.
+    """
+    width = max(8, *map(len, class_names))
+    lines = [
+        "",
+        f"face  seconds {' '.join(f'{n.capitalize():>{width}}' for n in class_names)}",
+    ]
+    for track in tracks:
+        if (seconds := len(track.times) / looks) >= 1:
+            best = np.argmax(track.means, axis=1)
+            shares = np.bincount(best, minlength=len(class_names)) / len(best)
+            cells = " ".join(f"{percent(share):>{width}}" for share in shares)
+            lines.append(f"{track.number:4} {seconds:8.1f} {cells}")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
+    """Draw the probabilities of each face over time, beside its picture."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    rows = max(1, len(tracks))
+    figure = Figure(figsize=(10, 1 + 1.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False, width_ratios=[1, 7])
+    for track, (left, right) in zip(tracks, axes, strict=False):
+        left.imshow(track.pixels, cmap="gray")
+        left.set(xticks=[], yticks=[], title=f"face {track.number}")
+        shares = np.transpose(track.means)
+        palette = sns.color_palette("Set2", len(class_names))
+        names = [name.capitalize() for name in class_names]
+        right.stackplot(track.times, shares, colors=palette, labels=names)
+        right.set(
+            ylim=(0, 1), yticks=[], xlim=(0, max(t.times[-1] for t in tracks) or 1)
+        )
+        right.sharex(axes[0, 1])
+    axes[-1, 1].set_xlabel("seconds")
+    figure.legend(
+        *axes[0, 1].get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=len(class_names),
+    )
+    return figure
 
 
 def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list[str]]:

@@ -310,7 +310,7 @@ def test_patterns_that_the_shell_has_left(
 def test_what_is_no_file(capsys: pytest.CaptureFixture) -> None:
     for image, reason in {
         "https://example.org/a.jpg": "a URL; save the picture, and name its file",
-        "0": "no such file or folder; cameras are not read",
+        "0": "no such file or folder; the camera is webcam:0",
     }.items():
         with pytest.raises(SystemExit) as stop:
             predict.main(["--image", image])
@@ -329,7 +329,9 @@ def test_other_files_of_a_folder_are_passed_over(
     assert out.count("\n") == 1 and out.startswith(f"{crop}: ")
     assert err == "predict.py: passed over, no pictures: 2\n"
     assert run("--image", crop, notes) == 1
-    assert capsys.readouterr().err == f"predict.py: error: {notes}: not an image\n"
+    assert (
+        capsys.readouterr().err == f"predict.py: error: {notes}: {predict.NO_VIDEO}\n"
+    )
 
 
 def test_records_come_one_by_one_and_in_order() -> None:
@@ -391,7 +393,7 @@ def test_csv(mixed: list[Path], capsys: pytest.CaptureFixture) -> None:
     assert run("--image", *mixed, "--format", "csv", "--min-confidence", 0.999) == 1
     out = capsys.readouterr().out
     header = (
-        "path,status,face,x,y,width,height,emotion,confidence,"
+        "path,time,status,face,x,y,width,height,emotion,confidence,"
         "angry,fear,happy,neutral,sad,surprise,message"
     )
     assert out.splitlines()[0] == header
@@ -415,7 +417,7 @@ def test_csv(mixed: list[Path], capsys: pytest.CaptureFixture) -> None:
         assert row["confidence"] == rounded[probabilities.argmax()]
         assert row["emotion"] == EMOTIONS[probabilities.argmax()]
         assert row["message"] == ""
-    assert out.splitlines()[-1] == f"{broken},error,{',' * 13}empty file"
+    assert out.splitlines()[-1] == f"{broken},,error,{',' * 13}empty file"
 
 
 def test_json(
@@ -428,6 +430,7 @@ def test_json(
     (probabilities,) = expected(mixed[0])
     assert crop == {
         "path": str(mixed[0]),
+        "time": None,
         "status": "ok",
         "face": 1,
         "x": 0,
@@ -790,7 +793,7 @@ def test_strange_names_are_drawn(strange: list[str]) -> None:
 @UNIX
 def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
     path, record = tmp_path / "emotions.csv", "x" * 99 + "\n"
-    output = predict.Output(path)
+    output = predict.Output(path, "csv", EMOTIONS)
     with (
         file_size_limit(1050),
         pytest.raises(UserError, match=r"emotions\.csv: cannot write: "),
