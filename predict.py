@@ -68,6 +68,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one f
 VIDEOS = {".mp4", ".mkv", ".mov", ".webm", ".avi"}  # likewise, the copy of a video
 CAMERA = re.compile(r"webcam(?::(\d+))?")
 SMOOTHING = 1.0  # seconds that the answers about a face in a video are averaged over
+LONGEST = 20  # faces that a timeline shows
 SAME_FACE = 0.3  # overlap of a face from frame to frame, as of overlap
 BYTE_ORDER_MARKS = {  # of lists; PowerShell writes UTF-16
     codecs.BOM_UTF8: "utf-8",
@@ -1058,17 +1059,18 @@ def predict_video(
 ) -> bool:
     """Classify the faces in a video or before a camera; return whether it failed.
 
-    Probabilities are means over the last second of a face.
+    Probabilities are means over the last second of a face. At its end, faces that were
+    there for less than a second are left out.
     """
     if args.explain:
         raise UsageError(f"{path}: --explain takes no video")
     names, is_camera = network.class_names, bool(CAMERA.fullmatch(path))
     tracks: list[Track] = []
-    end, records, failed, stop = 0.0, [], [], None
+    end, records, failed, stop, looks = 0.0, [], [], None, args.fps
     try:
         frames = prefetch(search_video(path, args, network.size))
         about = next(frames)
-        length = about["duration"]
+        length, looks = about["duration"], about["looks"]
         with contextlib.ExitStack() as stack:
             bar = stack.enter_context(make_progress_bar(hidden=is_camera))
             frames = bar.track(frames, round(length * about["rate"]) or None)
@@ -1102,9 +1104,10 @@ def predict_video(
         if not tracks:
             output.write_records(failed)
             return True
-    if args.format == "text":
-        output.write(describe_tracks(tracks, names, about["looks"]))
-    if args.plot and not is_copy(args.plot):
+    tracks = [t for t in tracks if len(t.times) >= looks]  # there for a second
+    if tracks and args.format == "text":
+        output.write(describe_tracks(tracks, names, looks))
+    if tracks and args.plot and not is_copy(args.plot):
         with utils.naming_classes(names) as shown:
             target = name_picture(args.plot, path, "emotions", used)
             save_figure(plot_timeline(tracks, shown), target)
@@ -1160,33 +1163,29 @@ def copying(
 
 
 def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -> str:
-    """Write for people what share of its time each face showed each emotion.
-
-    Faces that were there for less than a second are omitted.
-    """
+    """Write for people what share of its time each face showed each emotion."""
     width = max(8, *map(len, class_names))
-    lines = [
-        "",
-        f"face  seconds {' '.join(f'{n.capitalize():>{width}}' for n in class_names)}",
-    ]
+    heads = " ".join(f"{name.capitalize():>{width}}" for name in class_names)
+    lines = [f"\nface  seconds {heads}\n"]
     for track in tracks:
-        if (seconds := len(track.times) / looks) >= 1:
-            best = np.argmax(track.means, axis=1)
-            shares = np.bincount(best, minlength=len(class_names)) / len(best)
-            cells = " ".join(f"{percent(share):>{width}}" for share in shares)
-            lines.append(f"{track.number:4} {seconds:8.1f} {cells}")
-    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+        best = np.argmax(track.means, axis=1)
+        shares = np.bincount(best, minlength=len(class_names)) / len(best)
+        cells = " ".join(f"{percent(share):>{width}}" for share in shares)
+        lines.append(f"{track.number:4} {len(best) / looks:8.1f} {cells}\n")
+    return "".join(lines)
 
 
 def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
-    """Draw the probabilities of each face over time, beside its picture."""
+    """Draw the probabilities over time of the faces that stayed longest."""
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    rows = max(1, len(tracks))
+    tracks = sorted(tracks, key=lambda track: -len(track.times))[:LONGEST]
+    tracks.sort(key=lambda track: track.number)
+    rows = len(tracks)
     figure = Figure(figsize=(10, 1 + 1.5 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False, width_ratios=[1, 7])
-    for track, (left, right) in zip(tracks, axes, strict=False):
+    for track, (left, right) in zip(tracks, axes, strict=True):
         left.imshow(track.pixels, cmap="gray")
         left.set(xticks=[], yticks=[], title=f"face {track.number}")
         shares = np.transpose(track.means)
@@ -1250,7 +1249,7 @@ def evaluate(args: argparse.Namespace) -> int:
     text = utils.describe_metrics(metrics, network.class_names)
     if args.format == "json":
         text = json.dumps(metrics) + "\n"
-    Output(args.output).write(text)
+    Output(args.output, args.format, network.class_names).write(text)
     if args.plot:
         target = name_picture(args.plot, str(args.evaluate), "confusion", used)
         with utils.naming_classes(network.class_names) as names:

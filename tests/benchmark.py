@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 SECONDS = 12  # that a contender is measured in each of its turns
+CLIP_FRAMES = 600  # of each video
 WARM_UP = 3  # steps that are not counted
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
@@ -328,15 +329,46 @@ def run_command(words: list[str]) -> dict[str, float]:
     return {"s": seconds, "memory": usage.ru_maxrss * RSS_UNIT / 2**20}
 
 
+def draw_clip(path: str, faces: int) -> list[str]:
+    """Write a video of moving faces; return the command that looks at each frame."""
+    import imageio_ffmpeg
+    from PIL import Image
+
+    size, side = (640, 480), 300 if faces == 1 else 170
+    portrait = Image.open(ROOT / "data" / "astronaut.jpg").resize((side, side))
+    writer = imageio_ffmpeg.write_frames(path, size, fps=30)
+    writer.send(None)
+    for number in range(CLIP_FRAMES):
+        frame = Image.new("RGB", size, "gray")
+        for face in range(faces):
+            x = 115 * face if faces > 1 else 170 + int(60 * np.sin(number / 40))
+            y = 40 + face % 2 * 180 + int(10 * np.cos(number / 30))
+            frame.paste(portrait, (x, y))
+        writer.send(frame.tobytes())
+    writer.close()
+    return ["predict.py", "--image", path, "--fps", "30", "--format", "csv"]
+
+
 def prediction(turns: int) -> None:
     """Print how long predictions take."""
     print(f"{in_process('benchmark.describe_machine()')}; medians of {turns} turns\n")
     measured = collections.defaultdict(list)
-    for _ in range(turns):
-        for name, words in COMMANDS.items():
-            measured[name].append(run_command(words))
-        for name in PREDICTION:
-            measured[name].append(in_process(f"benchmark.measure({name!r})"))
+    with tempfile.TemporaryDirectory() as folder:
+        clips = {
+            f"frames of 640 x 480 pixels, faces: {faces}": draw_clip(
+                f"{folder}/{faces}.mp4", faces
+            )
+            for faces in (1, 5)
+        }
+        for _ in range(turns):
+            for name, words in COMMANDS.items():
+                measured[name].append(run_command(words))
+            for name in PREDICTION:
+                measured[name].append(in_process(f"benchmark.measure({name!r})"))
+            for name, words in clips.items():
+                figures = run_command(words)
+                figures["images/s"] = CLIP_FRAMES / figures["s"]
+                measured[name].append(figures)
     figures = {name: median(runs) for name, runs in measured.items()}
     print(f"{'':40}       s  images/s  peak memory")
     for name, values in figures.items():
@@ -344,7 +376,7 @@ def prediction(turns: int) -> None:
             f"{values[k]:8.2f}" if k in values else "" for k in ("s", "images/s")
         ]
         print(f"{name:40}{columns[0]:>8}{columns[1]:>10}{values['memory']:10.0f} MB")
-    tensorflow, crop, portrait, product, keras, crops, _ = figures.values()
+    tensorflow, crop, portrait, product, keras, crops, *_ = figures.values()
     speed = crops["images/s"] * 6 * in_process("benchmark.forward_flops()") / 1e9
     print(f"\ncrop / import: {crop['s'] / tensorflow['s']:.3f}")
     print(f"portrait / import: {portrait['s'] / tensorflow['s']:.3f}")

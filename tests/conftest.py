@@ -78,7 +78,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project") / "checkout"
     shutil.copytree(ROOT / "data" / "demo", folder / "data" / "demo")
     (folder / "models").mkdir()
-    for name in ("data/astronaut.jpg", "train.py", "predict.py", "utils.py", MODEL):
+    data = ["data/astronaut.jpg", "data/astronaut.mp4"]
+    for name in (*data, "train.py", "predict.py", "utils.py", MODEL):
         shutil.copy(ROOT / name, folder / name)
     return folder
 

@@ -1,4 +1,4 @@
-"""Draw the small faces of data/demo, so that everything runs without a download.
+"""Draw what everything runs on without a download: data/demo, data/astronaut.mp4.
 
     python tests/make_demo_data.py
 
@@ -8,9 +8,11 @@ Same seed, same pixels (Pillow's drawing may differ by a shade between versions)
 import argparse
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+DATA = Path(__file__).parent.parent / "data"
 SIZE, SCALE = 48, 8  # drawn eight times as large, then scaled down
 IMAGES = {"train": 40, "test": 10}  # of each emotion
 
@@ -81,8 +83,25 @@ def draw_face(emotion: str, random: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
+def draw_clip(portrait: Path, target: Path) -> None:
+    """Write a video of eight seconds: a face that nods, and a visitor, its mirror."""
+    size, face = (320, 240), Image.open(portrait).convert("RGB").crop((90, 0, 390, 300))
+    writer = imageio_ffmpeg.write_frames(str(target), size, fps=15, quality=4)
+    writer.send(None)
+    for second in np.arange(0, 8, 1 / 15):
+        frame = Image.new("RGB", size, "lightgray")
+        angle = 25 * np.sin(1.5 * second)
+        nodding = face.rotate(angle, Image.Resampling.BICUBIC).resize((150, 150))
+        frame.paste(nodding, (10, int(50 - 15 * np.cos(second))))
+        x = int(170 + 150 * max(0, 3.5 - second, second - 6.5))  # comes, stays, goes
+        visitor = ImageOps.mirror(face).resize((150, 150))
+        frame.paste(visitor, (x, 60))
+        writer.send(frame.tobytes())
+    writer.close()
+
+
 def main() -> None:
-    """Write data/demo/<part>/<emotion>/<number>.png."""
+    """Write data/demo/<part>/<emotion>/<number>.png, and the video beside demo/."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("data/demo"))
     parser.add_argument("--seed", type=int, default=1)
@@ -95,6 +114,7 @@ def main() -> None:
             for number in range(count):
                 image = draw_face(emotion, random)
                 image.save(folder / f"{number:02}.png", optimize=True)
+    draw_clip(DATA / "astronaut.jpg", args.output.with_name("astronaut.mp4"))
 
 
 if __name__ == "__main__":

@@ -68,10 +68,13 @@ def test_the_model_can_be_fine_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(model.get_weights()[-2], shipped[-2])
 
 
-def test_the_session_at_the_top(run: Callable) -> None:
-    command, shown = re.search(
-        r"^```\n\$ (.*?)\n(.*?)^```", README, re.S | re.M
-    ).groups()
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    re.findall(
+        r"^```\n\$ (python predict.py --image .*?)\n(.*?)^```", README, re.S | re.M
+    ),
+)
+def test_sessions(command: str, shown: str, run: Callable) -> None:
     result = run(*shlex.split(command)[1:])
     printed = result.stdout
     words, figures = r"[A-Za-z]+", r"[0-9.]+"
