@@ -531,54 +531,55 @@ def classification_metrics(
     """Compare probabilities, shape (n, num_classes), with true class indices, (n,).
 
     Returns:
-        accuracy and macro_recall, fractions; precision, recall and f1, a fraction per
-        class, 0 where it is undefined; confusion_matrix, counts, a row per true class;
-        and what calibration_metrics returns.
+        images, their number; accuracy and macro_recall (balanced accuracy), fractions;
+        precision, recall and f1, a fraction per class, 0 where it is undefined;
+        confusion_matrix, counts, a row per true class; and calibration_metrics.
     """
-    predictions, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
-    confusion = np.zeros((num_classes, num_classes), int)
-    np.add.at(confusion, (labels, predictions), 1)
-    correct = np.diag(confusion)
-    precision = correct / np.maximum(confusion.sum(axis=0), 1)
-    recall = correct / np.maximum(confusion.sum(axis=1), 1)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    from sklearn import metrics
+
+    classes, predictions = range(probabilities.shape[1]), probabilities.argmax(axis=1)
+    if not len(labels):
+        return {"images": 0}
+    confusion = metrics.confusion_matrix(labels, predictions, labels=classes)
+    precision, recall, f1, counts = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=classes, zero_division=0
+    )
+    right = predictions == labels
     return {
         "images": len(labels),
-        "accuracy": correct.sum() / max(len(labels), 1),
-        "macro_recall": recall[confusion.any(axis=1)].mean(),
+        "accuracy": right.mean(),
+        "macro_recall": recall[counts > 0].mean(),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
         "f1": f1.tolist(),
         "confusion_matrix": confusion.tolist(),
-    } | calibration_metrics(probabilities.max(axis=1), predictions == labels)
+    } | calibration_metrics(probabilities.max(axis=1), right)
 
 
 def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     """Compare how sure answers were with whether they were right, both of shape (n,).
 
     Returns:
-        calibration_error, the expected one over 15 bins of equal width (Guo et al.
-        2017), in [0, 1]; reliability, per bin: images, mean confidence and accuracy, 0
-        if it is empty; and coverage, per least confidence: the share of images and
-        their accuracy.
+        calibration_error, the expected one (ECE) over 15 bins of equal width (Guo et
+        al. 2017), in [0, 1]; reliability, of each bin images, mean confidence and
+        accuracy, 0 if it is empty; and coverage, rows of a least confidence, the share
+        of images that reach it, and their accuracy.
     """
-    bins, count = 15, max(len(right), 1)
-    which = np.minimum((confidences * bins).astype(int), bins - 1)
-    images = np.bincount(which, minlength=bins)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(which, values, bins) / np.maximum(images, 1)
-
+    edges = np.linspace(0, 1, 16)
+    which = np.digitize(confidences, edges[1:-1])
+    images = np.bincount(which, minlength=15)
+    sums = [np.bincount(which, values, 15) for values in (confidences, right)]
+    confidence, accuracy = sums / np.maximum(images, 1)
     sure = {least: right[confidences >= least] for least in (0.5, 0.6, 0.7, 0.8)}
     return {
-        "calibration_error": np.abs(mean(right) - mean(confidences)) @ images / count,
+        "calibration_error": np.abs(accuracy - confidence) @ images / len(right),
         "reliability": {
             "images": images.tolist(),
-            "confidence": mean(confidences).tolist(),
-            "accuracy": mean(right).tolist(),
+            "confidence": confidence.tolist(),
+            "accuracy": accuracy.tolist(),
         },
         "coverage": [
-            [least, len(part) / count, part.sum() / max(len(part), 1)]
+            [least, len(part) / len(right), part.sum() / max(len(part), 1)]
             for least, part in sure.items()
         ],
     }
@@ -590,42 +591,38 @@ def percent(fraction: float) -> str:
 
 
 def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
-    """Write for people what evaluate returned, beside a guess that never looks."""
+    """Write what evaluate returned, next to always saying the most frequent class."""
+    import pandas as pd
+    from sklearn.metrics import classification_report
+
     test = metrics["test"]
-    images, width = (
-        np.sum(test["confusion_matrix"], axis=1),
-        max(6, *map(len, class_names)),
-    )
+    confusion, names = np.array(test["confusion_matrix"]), list(class_names)
+    each = np.repeat(np.indices(confusion.shape).reshape(2, -1), confusion.ravel(), 1)
+    options = {"labels": range(len(names)), "target_names": names, "zero_division": 0}
     lines = [
         "",
-        "All test images, and as what they were classified:",
-        f"{'':{width}} precision  recall    f1  images "
-        + "".join(f" {name:>{width}}" for name in class_names),
+        classification_report(*each, digits=3, **options),
+        "All test images, rows true, columns predicted:",
+        pd.DataFrame(confusion, names, names).to_string(),
+        "",
+        "confidence at least  images  accuracy",
     ]
-    columns = [test[name] for name in ("precision", "recall", "f1", "confusion_matrix")]
-    for name, precision, recall, f1, counts in zip(class_names, *columns, strict=True):
-        lines.append(
-            f"{name:{width}} {precision:9.3f} {recall:7.3f} {f1:5.3f} {sum(counts):7} "
-            + "".join(f" {count:{width}}" for count in counts)
-        )
-    lines += ["", "confidence at least  images  accuracy"]
     for least, share, accuracy in test["coverage"]:
         lines.append(f"{least:19} {percent(share):>7} {percent(accuracy):>9}")
-    most = int(images.argmax())
+    most = int(confusion.sum(axis=1).argmax())
     for name, place in {"test": "all", "leak_free": "not also in train"}.items():
-        part = metrics.get(name)
-        if not part or not part["images"]:
+        part = metrics.get(name, {"images": 0})
+        if not (count := part["images"]):
             continue
-        count, accuracy = part["images"], part["accuracy"]
-        spread = 1.96 * (accuracy * (1 - accuracy) / count) ** 0.5
+        spread = 1.96 * (part["accuracy"] * (1 - part["accuracy"]) / count) ** 0.5
         guess = sum(part["confusion_matrix"][most]) / count
         lines += [
             "",
-            f"Test accuracy {percent(accuracy)} ± {percent(spread)} "
+            f"Test accuracy {percent(part['accuracy'])} ± {percent(spread)} "
             f"({count} images, {place}; 95 % interval)",
-            f"  macro recall {percent(part['macro_recall'])}, "
-            f"always {class_names[most]} {percent(guess)}, "
-            f"calibration error {part['calibration_error']:.3f}",
+            f"  balanced accuracy {percent(part['macro_recall'])}, "
+            f"always {names[most]} {percent(guess)}, "
+            f"calibration error (ECE) {part['calibration_error']:.3f}",
         ]
     return "\n".join(lines) + "\n"
 
