@@ -1,13 +1,13 @@
-"""Tell which emotion the faces in a picture show.
+"""Find the faces in pictures and videos, and classify each as angry, fear, happy, ...
 
     python predict.py --image new_folder/new_image.jpg
     python predict.py --image photos/ more/face.png --format csv --output emotions.csv
     python predict.py --evaluate data/test
 
-In anything larger than a face crop it searches the faces first. For one face it prints
-the emotion, then the probability of each; for several, a line each; with --evaluate,
-how often it is right about a folder of <emotion>/ folders. Run train.py first, or use
-the model that is there.
+It searches for faces in anything larger than a face crop. For one face it prints the
+emotion, then the probability of each emotion; for several faces, a line each. With
+--evaluate it measures the model on a folder of <emotion>/ folders. Run train.py first,
+or use the model that is part of the project.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--faces", choices=["auto", "always", "never"], default="auto", help=text)
     text = "for people, or for programs: one JSON object or CSV row a face"
     add("--format", choices=["text", "json", "csv"], default="text", help=text)
-    text = "write there what else is printed"
+    text = "write the results to FILE instead of stdout"
     add("--output", type=Path, metavar="FILE", help=text)
     text = "say unsure below this confidence, 0 to 1"
     add("--min-confidence", type=float, default=0.0, metavar="P", help=text)
@@ -140,7 +140,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def is_drawn(path: str | Path) -> bool:
-    """Tell by its mark whether draw wrote a file: a photo may have any name."""
+    """Tell by its mark whether this script drew a file: a photo may have any name."""
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         return False
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -165,11 +165,7 @@ def is_target(path: str | Path, targets: Sequence[Path]) -> bool:
 
 
 def protect(path: str, targets: Sequence[Path]) -> str:
-    """Return the path of a file to read.
-
-    Raises:
-        UsageError: if it is one of those to write.
-    """
+    """Return the path of a file to read."""
     if is_target(path, targets):
         raise UsageError(f"{path}: is to be read; name another file to write")
     return path
@@ -181,12 +177,7 @@ def spell(path: Path) -> str:
 
 
 def check_targets(args: argparse.Namespace, targets: Sequence[Path]) -> set[str]:
-    """Return the names, as of spell, of the targets that are no folders.
-
-    Raises:
-        UsageError: if two of them are one, or one is the model, or would replace a
-            picture by records.
-    """
+    """Return the names, as of spell, of the targets that are no folders."""
     kinds = PICTURES | VIDEOS
     files = [p for p in targets if p == args.output or p.suffix.lower() in kinds]
     names = set(map(spell, files))
@@ -239,15 +230,11 @@ def find_images(
 ) -> tuple[list[str], set[str]]:
     """List the files to read: each image, or those below a folder, or of stdin (-).
 
-    What earlier runs wrote into a folder is passed over: what was drawn, and targets,
+    What earlier runs wrote into a folder is ignored: what was drawn, and targets,
     files to write, that are no pictures.
 
     Returns:
         The paths; and those that were found in folders, not named.
-
-    Raises:
-        UserError: if there is nothing of any name, or a folder holds no file.
-        UsageError: if an image is a target.
     """
 
     def is_result(path: str) -> bool:
@@ -633,11 +620,7 @@ def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -
 def draw(
     target: Path, records: list[dict[str, Any]], heats: list[np.ndarray] | None = None
 ) -> None:
-    """Draw a picture with its faces boxed and named, beside their probabilities.
-
-    Raises:
-        UserError: if the file cannot be written, or the image no longer read.
-    """
+    """Draw a picture with its faces boxed and named, beside their probabilities."""
     try:
         image = utils.open_image(records[0]["path"])
     except OSError as error:
@@ -712,18 +695,14 @@ def plot_faces(
 
 
 def save_figure(figure: Any, target: Path, **options: Any) -> None:
-    """Write a figure, marked as drawn by this script.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
+    """Write a figure, marked as drawn by this script."""
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = MARK
     if target.suffix.lower() not in (".pdf", ".svg"):
         options["pil_kwargs"] = {"exif": exif}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with utils.replacing(target) as file:
+        with utils.atomic_write(target) as file:
             figure.savefig(file, **options)
     except OSError as error:
         raise UserError(f"{target}: cannot write: {error.strerror}") from error
@@ -871,8 +850,8 @@ def predict_pictures(
                     ignored += 1
                     continue
                 result = OSError(f"{path}: {NO_VIDEO}")
-            least = args.min_confidence
-            records = make_records(path, result, network.class_names, least)
+            names = network.class_names
+            records = make_records(path, result, names, args.min_confidence)
             failed |= report(records)
             output.write_records(records, alone)
             if records[0]["status"] == "error":
@@ -884,7 +863,7 @@ def predict_pictures(
                 heats = [occlude(network, face.pixels, p) for face, p in faces]
                 draw(name_picture(args.explain, path, "heat", used), records, heats)
     if ignored:
-        print(f"predict.py: passed over, no pictures: {ignored}", file=sys.stderr)
+        print(f"predict.py: ignored, no pictures: {ignored}", file=sys.stderr)
     return failed
 
 
@@ -1140,7 +1119,7 @@ def copying(
     font_file = font_manager.findfont(family)
     font = ImageFont.truetype(font_file, max(12, about["size"][1] // 30))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with utils.replacing(target) as file:
+    with utils.atomic_write(target) as file:
         writer = imageio_ffmpeg.write_frames(
             str(file), about["size"], fps=about["rate"], macro_block_size=2
         )
@@ -1208,7 +1187,7 @@ def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
 def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list[str]]:
     """Decode a folder of <emotion>/ folders, and say what does not fit the model.
 
-    If a folder train/ stands beside it, the images that it holds, too, are told apart.
+    If a folder train/ stands beside it, images that it also holds are marked.
 
     Returns:
         The images, and a line for each file that is unreadable.
@@ -1230,7 +1209,7 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
             known, _ = utils.index_folder(train_folder, class_names, **options)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
         except UserError as error:  # it serves no training: measure without it
-            lines.append(f"images also in train are not told apart: {error}")
+            lines.append(f"not compared with the images of train: {error}")
     lines += [f"error: {line}" for line in unreadable]
     for line in lines:
         print(f"predict.py: {printable(line)}", file=sys.stderr)

@@ -174,11 +174,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
-    """Find the folders of training and test images; of class folders alone, train.
-
-    Raises:
-        UserError: if there are no such folders.
-    """
+    """Find the folders of training and test images; of class folders alone, train."""
     names = utils.list_folders(data_dir) if data_dir.is_dir() else []
     folders = {name.casefold(): data_dir / name for name in names}
     test = next((name for name in TEST_NAMES if name in folders), None)
@@ -400,11 +396,11 @@ class FaceIterator(Iterator):
             face[:] = self.generator.apply_transform(face, transform)
             face[:] = self.generator.standardize(face)
             if random.random() < self.random_erasing:
-                erase(face, random)
+                random_erasing(face, random)
         if self.mixup:
             lam = random.beta(self.mixup, self.mixup, (len(rows), 1)).astype("float32")
-            labels = mix(labels, lam)
-            faces = mix(faces, lam[..., None, None])
+            labels = mixup(labels, lam)
+            faces = mixup(faces, lam[..., None, None])
         return faces, labels
 
     def set_epoch(self, epoch: int) -> None:
@@ -423,7 +419,7 @@ class FaceIterator(Iterator):
         """Change nothing: Keras calls this once too often to count epochs by it."""
 
 
-def erase(face: np.ndarray, random: np.random.Generator) -> None:
+def random_erasing(face: np.ndarray, random: np.random.Generator) -> None:
     """Fill a rectangle of a face, an eighth to half as wide and high, with noise."""
     height, width = random.integers(IMAGE_SIZE // 8, IMAGE_SIZE // 2, 2, endpoint=True)
     top = random.integers(IMAGE_SIZE - height, endpoint=True)
@@ -432,7 +428,7 @@ def erase(face: np.ndarray, random: np.random.Generator) -> None:
     face[top : top + height, left : left + width] = noise
 
 
-def mix(values: np.ndarray, lam: np.ndarray) -> np.ndarray:
+def mixup(values: np.ndarray, lam: np.ndarray) -> np.ndarray:
     """Mix lam of each image's values with 1 - lam of its neighbour's."""
     return lam * values + (1 - lam) * np.roll(values, 1, axis=0)
 
@@ -720,7 +716,7 @@ class Checkpoint(keras.callbacks.Callback):
         about = {"settings": self.settings, "history": self.history}
         values = map(keras.ops.convert_to_numpy, self.variables())
         arrays = {str(i): value for i, value in enumerate(values)}
-        with utils.replacing(self.path) as new:
+        with utils.atomic_write(self.path) as new:
             np.savez(new, about=json.dumps(about), **arrays)
 
 
@@ -899,7 +895,7 @@ def write_results(
     """
     folder, about = args.model_path.parent, describe_run(args, splits)
     about["temperature"] = None
-    with utils.replacing(args.model_path) as new_model:
+    with utils.atomic_write(args.model_path) as new_model:
         save_model(model, new_model, about)
         if "validation" in splits:
             network = utils.load_model(new_model)
@@ -907,15 +903,15 @@ def write_results(
             save_model(model, new_model, about)
         metrics = about | utils.evaluate(utils.load_model(new_model), splits["test"])
         save_model(model, new_model, metrics)
-        with utils.replacing(folder / "history.csv") as file:
+        with utils.atomic_write(folder / "history.csv") as file:
             history.to_csv(file, lineterminator="\n")
-        with utils.replacing(folder / "metrics.json") as file:
+        with utils.atomic_write(folder / "metrics.json") as file:
             file.write_text(json.dumps(metrics, indent=2) + "\n", newline="\n")
         figures = write_figures(folder, history, splits, metrics["test"], args)
         old = args.model_path
         # Equal files: a kill came after this one took its place. Keep the previous one.
         if old.exists() and not filecmp.cmp(old, new_model, shallow=False):
-            with utils.replacing(old.with_suffix(".previous.h5")) as file:
+            with utils.atomic_write(old.with_suffix(".previous.h5")) as file:
                 shutil.copyfile(old, file)
     return metrics, [old.name, "history.csv", "metrics.json", *figures]
 
@@ -940,7 +936,7 @@ def write_figures(
             "example_images.png": plot_example_images(splits["train"], args.seed),
         }
         for name, figure in figures.items():
-            with utils.replacing(folder / name) as file:
+            with utils.atomic_write(folder / name) as file:
                 figure.savefig(file, dpi=120)
     return list(figures)
 

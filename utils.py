@@ -51,52 +51,22 @@ Image.MAX_IMAGE_PIXELS = 250_000_000  # what phones take; Pillow's own is 89 mil
 BLANK = f"shows nothing: of one gray all over or below {MIN_SIDE} pixels a side"
 TOO_LARGE = "too large; 250 million pixels at most: scale it down"
 CHUNK = 64  # files whose faces go through the network together
-PASSED_OVER = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
+IGNORED = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
 
 pillow_heif.register_heif_opener()
 # Not all that Pillow knows: for EPS, say, it would start another program.
-FORMATS = [
-    "AVIF",
-    "BMP",
-    "GIF",
-    "HEIF",
-    "JPEG",
-    "JPEG2000",
-    "PNG",
-    "PPM",
-    "TIFF",
-    "WEBP",
-]
+FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 PNG PPM TIFF WEBP".split()
 
-# What Pillow's decoders raise on files that are broken or no images at all.
-DECODER_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+# What readers of broken files raise.
+ERRORS = OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError
+MODEL_ERRORS = *ERRORS, AttributeError, MemoryError
+DECODER_ERRORS = *ERRORS, SyntaxError, EOFError, MemoryError, struct.error
+DECODER_ERRORS = *DECODER_ERRORS, Image.DecompressionBombError
 
 # Settings of layers that only training needs: initializers, regularizers, ...
 TRAINING = re.compile(
     "name|trainable|momentum|renorm_momentum|seed|batch_input_shape"
     "|.*_(initializer|regularizer|constraint)"
-)
-MODEL_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
 )
 FOREIGN_MODELS = {
     ".keras": "a model in Keras' newer format",
@@ -124,7 +94,8 @@ def printable(text: object) -> str:
 class UserError(Exception):
     """An expected failure, told in a line: what is wrong, where, what to do.
 
-    File names in the message are safe to print; a hint is printed as it stands.
+    Whatever reads or writes a user's files may raise it. File names in the message are
+    safe to print; a hint is printed as it stands.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -181,11 +152,8 @@ def import_openvino() -> Any:
 def list_files(folder: Path) -> Iterator[str]:
     """Yield the path of every file below a folder, in a fixed order.
 
-    Hidden files and folders, Thumbs.db and desktop.ini are passed over, links to
-    folders followed. Endings do not matter: what is an image, its content decides.
-
-    Raises:
-        UserError: if a folder cannot be read.
+    Hidden files and folders, Thumbs.db and desktop.ini are ignored, links to folders
+    followed. Endings do not matter: what is an image, its content decides.
     """
 
     def fail(error: OSError) -> None:
@@ -200,7 +168,7 @@ def list_files(folder: Path) -> Iterator[str]:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
         for name in sorted(names):
-            if name[0] != "." and name.lower() not in PASSED_OVER:
+            if name[0] != "." and name.lower() not in IGNORED:
                 yield os.path.join(parent, name)
 
 
@@ -325,11 +293,7 @@ def read_pixels(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
 
 
 def list_folders(folder: Path) -> list[str]:
-    """Return the names of a folder's own folders, sorted, without hidden ones.
-
-    Raises:
-        UserError: if there is no such folder, or it cannot be read.
-    """
+    """Return the names of a folder's own folders, sorted, without hidden ones."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     try:
@@ -365,11 +329,7 @@ class Split(NamedTuple):
 
 
 def match_folders(folder: Path, class_names: Sequence[str]) -> dict[str, Path]:
-    """Find the folder of each class that has one, whatever the case of its letters.
-
-    Raises:
-        UserError: if two folders are of one class.
-    """
+    """Find the folder of each class that has one, whatever the case of its letters."""
     names = {name.casefold(): name for name in class_names}
     folders: dict[str, Path] = {}
     for found in list_folders(folder):
@@ -401,9 +361,6 @@ def index_images(
 
     Returns:
         The images, and a line for each that cannot be read.
-
-    Raises:
-        UserError: if the disk is full.
     """
     from rich.progress import track
 
@@ -453,11 +410,7 @@ def index_folder(
     """Decode every image below folder/<class name>/, once; scratch as in index_images.
 
     Returns:
-        The images, and a line for each file left out because it cannot be read.
-
-    Raises:
-        UserError: if a class has no folder (partial: if none has one) or no image, or
-            the disk is full.
+        The images, and a line for each file that cannot be read.
     """
     import pandas as pd
 
@@ -562,7 +515,7 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
     Returns:
         calibration_error, the expected one (ECE) over 15 bins of equal width (Guo et
         al. 2017), in [0, 1]; reliability, of each bin images, mean confidence and
-        accuracy, 0 if it is empty; and coverage, rows of a least confidence, the share
+        accuracy, 0 if it is empty; and coverage, rows of a confidence, the share
         of images that reach it, and their accuracy.
     """
     edges = np.linspace(0, 1, 16)
@@ -570,7 +523,7 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
     images = np.bincount(which, minlength=15)
     sums = [np.bincount(which, values, 15) for values in (confidences, right)]
     confidence, accuracy = sums / np.maximum(images, 1)
-    sure = {least: right[confidences >= least] for least in (0.5, 0.6, 0.7, 0.8)}
+    sure = {limit: right[confidences >= limit] for limit in (0.5, 0.6, 0.7, 0.8)}
     return {
         "calibration_error": np.abs(accuracy - confidence) @ images / len(right),
         "reliability": {
@@ -579,8 +532,8 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
             "accuracy": accuracy.tolist(),
         },
         "coverage": [
-            [least, len(part) / len(right), part.sum() / max(len(part), 1)]
-            for least, part in sure.items()
+            [limit, len(part) / len(right), part.sum() / max(len(part), 1)]
+            for limit, part in sure.items()
         ],
     }
 
@@ -607,8 +560,8 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str
         "",
         "confidence at least  images  accuracy",
     ]
-    for least, share, accuracy in test["coverage"]:
-        lines.append(f"{least:19} {percent(share):>7} {percent(accuracy):>9}")
+    for limit, share, accuracy in test["coverage"]:
+        lines.append(f"{limit:19} {percent(share):>7} {percent(accuracy):>9}")
     most = int(confusion.sum(axis=1).argmax())
     for name, place in {"test": "all", "leak_free": "not also in train"}.items():
         part = metrics.get(name, {"images": 0})
@@ -693,7 +646,7 @@ def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file as a whole or not at all: yield a hidden path beside it.
 
     What was written there takes the path's place when the block ends without an error,
@@ -938,6 +891,11 @@ def pool(g: Graph, x: Any, c: SimpleNamespace, **options: Any) -> Any:
     )
 
 
+def reduce(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
+    """GlobalMaxPooling2D and GlobalAveragePooling2D."""
+    return getattr(g.op, name)(x, [2, 3], c.keepdims is True)
+
+
 def scale_and_shift(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """Multiply each channel by gamma and add beta, if there are such."""
     x = g.op.multiply(x, g.read_channels("gamma", x)) if c.scale else x
@@ -986,6 +944,11 @@ def prelu(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     return g.op.add(g.op.maximum(x, zero), below)
 
 
+def flatten(g: Graph, x: Any, c: SimpleNamespace) -> Any:
+    """Flatten."""
+    return g.op.reshape(g.channels_last(x), [-1, math.prod(shape_of(x))], False)
+
+
 def reshape(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """Reshape."""
     x, shape = g.channels_last(x), list(c.target_shape)
@@ -1003,6 +966,16 @@ def zero_padding(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     sides = [pair(value) for value in padding]
     begin, end = ([0, 0, *(side[i] for side in sides)] for i in (0, 1))
     return g.op.pad(x, begin, end, "constant", np.float32(0))
+
+
+def rescaling(g: Graph, x: Any, c: SimpleNamespace) -> Any:
+    """Rescaling."""
+    return g.op.add(g.op.multiply(x, np.float32(c.scale)), np.float32(c.offset))
+
+
+def concatenate(g: Graph, x: list, c: SimpleNamespace) -> Any:
+    """Concatenate, of channels."""
+    return g.op.concat(x, g.channel_axis(x[0], c.axis))
 
 
 def merge(g: Graph, x: list, c: SimpleNamespace, name: str) -> Any:
@@ -1044,13 +1017,10 @@ LAYERS: dict[str, tuple[str, Callable]] = {
     "Dense": ("units use_bias activation", dense),
     "MaxPooling2D": (POOLING, pool),
     "AveragePooling2D": (POOLING, functools.partial(pool, exclude_pad=True)),
-    "GlobalMaxPooling2D": (
-        "keepdims",
-        lambda g, x, c: g.op.reduce_max(x, [2, 3], c.keepdims is True),
-    ),
+    "GlobalMaxPooling2D": ("keepdims", functools.partial(reduce, name="reduce_max")),
     "GlobalAveragePooling2D": (
         "keepdims",
-        lambda g, x, c: g.op.reduce_mean(x, [2, 3], c.keepdims is True),
+        functools.partial(reduce, name="reduce_mean"),
     ),
     "BatchNormalization": (NORMALIZATION, batch_normalization),
     "LayerNormalization": (NORMALIZATION, layer_normalization),
@@ -1061,40 +1031,19 @@ LAYERS: dict[str, tuple[str, Callable]] = {
     "PReLU": ("shared_axes", prelu),
     "ELU": ("alpha", lambda g, x, c: g.op.elu(x, c.alpha)),
     "Softmax": ("axis", lambda g, x, c: g.op.softmax(x, g.channel_axis(x, c.axis))),
-    "Flatten": (
-        "",
-        lambda g, x, c: g.op.reshape(
-            g.channels_last(x), [-1, math.prod(shape_of(x))], False
-        ),
-    ),
+    "Flatten": ("", flatten),
     "Reshape": ("target_shape", reshape),
     "ZeroPadding2D": ("padding", zero_padding),
-    "Rescaling": (
-        "scale offset",
-        lambda g, x, c: g.op.add(
-            g.op.multiply(x, np.float32(c.scale)), np.float32(c.offset)
-        ),
-    ),
+    "Rescaling": ("scale offset", rescaling),
     "Add": ("", functools.partial(merge, name="add")),
     "Multiply": ("", functools.partial(merge, name="multiply")),
-    "Concatenate": (
-        "axis",
-        lambda g, x, c: g.op.concat(x, g.channel_axis(x[0], c.axis)),
-    ),
+    "Concatenate": ("axis", concatenate),
 }
 MERGING = {"Add", "Multiply", "Concatenate"}
 TRAINING_ONLY = {
-    "Dropout",
-    "SpatialDropout2D",
-    "AlphaDropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "ActivityRegularization",
-    "RandomFlip",
-    "RandomRotation",
-    "RandomTranslation",
-    "RandomZoom",
-    "RandomContrast",
+    *"Dropout SpatialDropout2D AlphaDropout GaussianDropout GaussianNoise".split(),
+    *"ActivityRegularization RandomFlip RandomRotation RandomTranslation".split(),
+    *"RandomZoom RandomContrast".split(),
 }
 
 

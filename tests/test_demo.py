@@ -196,6 +196,6 @@ def test_evaluate_beside_a_train_folder_of_other_classes(
     assert code == 0
     assert "(60 images, all;" in out
     assert "not also in train" not in out
-    assert err.startswith("predict.py: images also in train are not told apart: ")
+    assert err.startswith("predict.py: not compared with the images of train: ")
     assert err.endswith("found instead: cat\n")
     assert err.count("\n") == 1

@@ -327,7 +327,7 @@ def test_other_files_of_a_folder_are_passed_over(
     assert run("--image", tmp_path) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1 and out.startswith(f"{crop}: ")
-    assert err == "predict.py: passed over, no pictures: 2\n"
+    assert err == "predict.py: ignored, no pictures: 2\n"
     assert run("--image", crop, notes) == 1
     assert (
         capsys.readouterr().err == f"predict.py: error: {notes}: {predict.NO_VIDEO}\n"

@@ -251,7 +251,7 @@ def test_a_file_that_is_looked_at_is_replaced_later(
 
     monkeypatch.setattr(os, "replace", refuse_twice)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with utils.replacing(tmp_path / "a.txt") as file:
+    with utils.atomic_write(tmp_path / "a.txt") as file:
         file.write_text("new")
     assert (tmp_path / "a.txt").read_text() == "new" and len(tries) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt"}

@@ -82,8 +82,8 @@ def test_unreadable_files_are_left_out_and_told(tree: Path) -> None:
     (folder / "truncated.png").write_bytes(whole[:500])
     (folder / "empty.jpg").touch()
     (folder / "notes.txt").write_text("no image")
-    (folder / "Thumbs.db").write_text("passed over")
-    (folder / ".DS_Store").write_text("passed over")
+    (folder / "Thumbs.db").write_text("ignored")
+    (folder / ".DS_Store").write_text("ignored")
     split, unreadable = utils.index_folder(tree / "train", CLASSES)
     assert len(split.table) == len(split.pixels) == 36
     expected = np.stack([utils.read_pixels(path) for path in split.table.path])

@@ -165,7 +165,7 @@ def test_erasing_fills_one_rectangle_with_noise() -> None:
     random, areas = np.random.default_rng(1), []
     for _ in range(500):
         face = np.full((48, 48, 1), 2, np.float32)
-        train.erase(face, random)
+        train.random_erasing(face, random)
         rows, columns = np.where(face[..., 0] != 2)
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert len(rows) == height * width  # a whole rectangle

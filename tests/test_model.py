@@ -235,11 +235,11 @@ def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
 
 def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "figures.csv"
-    with utils.replacing(path) as new:
+    with utils.atomic_write(path) as new:
         assert new.suffix == ".csv"  # by which some writers know the format
         new.write_text("first")
         assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), utils.replacing(path) as new:
+    with pytest.raises(KeyboardInterrupt), utils.atomic_write(path) as new:
         new.write_text("sec")
         raise KeyboardInterrupt
     assert path.read_text() == "first"

@@ -290,7 +290,7 @@ def test_videos_in_folders_are_passed_over(
     assert run("--image", tmp_path) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path / 'face.jpg'}: Happy (")
-    assert err == "predict.py: passed over, no pictures: 1\n"
+    assert err == "predict.py: ignored, no pictures: 1\n"
 
 
 @pytest.fixture
