@@ -181,6 +181,8 @@ def matrix_product(dtype: str) -> dict[str, Any]:
 class KerasNetwork:
     """The model in models/ on Keras and TensorFlow, with the views of predict.py."""
 
+    size = 48
+
     def __init__(self) -> None:
         import train
 
