@@ -214,15 +214,14 @@ def read_list(content: bytes) -> list[str]:
 
 
 def expand(image: str) -> list[str]:
-    """List what a name stands for: the files of a folder, those that a pattern fits."""
-    if os.path.isdir(image):
-        return list(utils.list_files(Path(image)))
-    if not os.path.lexists(image):  # Windows' shells leave patterns to programs
-        found = (
-            sorted(glob.glob(image, recursive=True)) if glob.has_magic(image) else []
-        )
-        return [file for name in found for file in expand(name)] or [image]
-    return [image]
+    """List what a name stands for: itself, or all that fits a pattern.
+
+    Windows' shells leave patterns to programs. What this script drew fits none.
+    """
+    if os.path.lexists(image) or not glob.has_magic(image):
+        return [image]
+    fitting = sorted(glob.glob(image, recursive=True))
+    return [path for path in fitting if not is_drawn(path)] or [image]
 
 
 def find_images(
@@ -245,13 +244,13 @@ def find_images(
         content = getattr(sys.stdin, "buffer", sys.stdin or io.StringIO()).read()
         images = read_list(os.fsencode(content))
     paths, found = [], set()
-    for image in images:
-        files = expand(image)
-        if files != [image]:
-            files = [path for path in files if not is_result(path)]
+    for image in itertools.chain.from_iterable(map(expand, images)):
+        files = [image]
+        if os.path.isdir(image):
+            files = [p for p in utils.list_files(Path(image)) if not is_result(p)]
             found.update(files)
-        if not files:
-            raise UserError(f"{image}: no picture in this folder")
+            if not files:
+                raise UserError(f"{image}: no picture in this folder")
         paths += [protect(path, targets) for path in files]
     if images and not any(os.path.lexists(p) or CAMERA.fullmatch(p) for p in paths):
         raise UserError(f"{images[0]}: {describe_missing(images[0])}")
@@ -642,56 +641,73 @@ def plot_faces(
     image: Image.Image, faces: list[dict[str, Any]], heats: list[np.ndarray] | None
 ) -> Any:
     """Draw an image, at its own resolution up to 2,000 pixels, beside probabilities."""
-    import seaborn as sns
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
 
-    width, height = image.size
-    scale = max(min(1, LARGEST_PLOT / max(image.size)), SMALLEST_PLOT / height)
-    shown = image.resize([max(1, round(scale * side)) for side in image.size])
+    scale = min(1, LARGEST_PLOT / max(image.size))
+    scale = max(scale, SMALLEST_PLOT / image.height)
+    shown = image.convert("RGB").resize([max(1, round(scale * v)) for v in image.size])
     panel = max(SMALLEST_PLOT, shown.height // 2)  # pixels beside it
     size = (shown.width + panel) / DPI, shown.height / DPI
     figure = Figure(figsize=size, layout="constrained")
     widths = [shown.width, panel]
     left, right = figure.subfigures(1, 2, wspace=0, width_ratios=widths)
     axis, bars = left.add_axes((0, 0, 1, 1)), right.subplots()
-    axis.imshow(shown, cmap="gray", extent=(0, width, height, 0), aspect="auto")
-    axis.axis("off")
-    if not faces:
+    if faces:
+        colors = choose_colors(faces[0]["probabilities"])
+        draw_faces(shown, faces, colors, scale, heats)
+        draw_probabilities(bars, faces, colors)
+    else:
         bars.set_title("No face found")
         bars.axis("off")
-    else:
-        names = faces[0]["probabilities"]
-        palette = sns.color_palette("Set2", len(names))
-        colors = dict(zip(names, palette, strict=True))
-        draw_probabilities(bars, faces, colors)
-    for i, record in enumerate(faces):
-        x, y, w, h = (record[name] for name in BOX)
-        color = colors[record["emotion"]]
-        if heats:
-            extent = (x, x + w, y + h, y)
-            axis.imshow(
-                heats[i], "inferno", alpha=0.5, extent=extent, interpolation="bilinear"
-            )
-        box = Rectangle((x, y), w, h, fill=False, color=color, linewidth=2)
-        box.set_path_effects([withStroke(linewidth=4, foreground="black")])
-        axis.add_patch(box)
-        number = f"{record['face']} " if len(faces) > 1 else ""
-        is_wide = scale * w >= 110 or not number  # pixels, for a text as wide
-        is_left = x + w / 2 < width / 2
-        text = axis.annotate(
-            number + (describe(record) if is_wide else ""),
-            (x, y) if is_left else (x + w, y),
-            (2 if is_left else -2, 0),
-            textcoords="offset points",
-            ha="left" if is_left else "right",
-            va="bottom" if scale * y > 20 else "top",
-            fontsize=7 if is_wide else 6,
-        )
-        text.set_bbox({"facecolor": color, "edgecolor": "black", "pad": 2})
-    axis.set(xlim=(0, width), ylim=(height, 0))
+    axis.imshow(shown, aspect="auto")
+    axis.axis("off")
     return figure
+
+
+def choose_colors(class_names: Iterable[str]) -> dict[str, str]:
+    """Choose a color, as in #66c2a5, for each class."""
+    import seaborn as sns
+
+    names = list(class_names)
+    palette = sns.color_palette("Set2", len(names)).as_hex()
+    return dict(zip(names, palette, strict=True))
+
+
+def draw_faces(
+    image: Image.Image,
+    faces: list[dict[str, Any]],
+    colors: dict[str, str],
+    scale: float = 1,
+    heats: list[np.ndarray] | None = None,
+) -> None:
+    """Draw box, number, emotion and heat of each face into an RGB image.
+
+    It is scaled from the one that boxes are pixels of. Small faces among several get
+    the number only.
+    """
+    from matplotlib import colormaps, font_manager
+
+    family = (utils.find_fonts("".join(colors)) or ["DejaVu Sans"])[-1]
+    font_file, size = font_manager.findfont(family), max(12, image.height // 32)
+    font, pen = ImageFont.truetype(font_file, size), ImageDraw.Draw(image)
+    for number, record in enumerate(faces):
+        x, y, w, h = (round(scale * record[name]) for name in BOX)
+        if heats:
+            heat = np.uint8(255 * colormaps["inferno"](heats[number])[..., :3])
+            heat = Image.fromarray(heat).resize((w, h), Image.Resampling.BILINEAR)
+            below = image.crop((x, y, x + w, y + h))
+            image.paste(Image.blend(below, heat, 0.5), (x, y))
+        color = colors[record["emotion"]]
+        pen.rectangle((x, y, x + w, y + h), outline="black", width=5)
+        pen.rectangle((x + 1, y + 1, x + w - 1, y + h - 1), outline=color, width=3)
+        text = f"{record['face']} {describe(record)}"
+        if len(faces) > 1 and pen.textlength(text, font) > 1.5 * w:
+            text = str(record["face"])
+        width = round(pen.textlength(text, font)) + 6
+        left, top = max(0, min(x, image.width - width)), max(0, y - size - 6)
+        label = (left, top, left + width, top + size + 6)
+        pen.rectangle(label, fill=color, outline="black")
+        pen.text((left + 3, top + 1), text, "black", font)
 
 
 def save_figure(figure: Any, target: Path, **options: Any) -> None:
@@ -1110,14 +1126,7 @@ def copying(
         A function that takes a frame and its records.
     """
     import imageio_ffmpeg
-    import seaborn as sns
-    from matplotlib import font_manager
 
-    palette = sns.color_palette("Set2", len(class_names)).as_hex()
-    colors = dict(zip(class_names, palette, strict=True))
-    family = (utils.find_fonts("".join(class_names)) or ["DejaVu Sans"])[-1]
-    font_file = font_manager.findfont(family)
-    font = ImageFont.truetype(font_file, max(12, about["size"][1] // 30))
     target.parent.mkdir(parents=True, exist_ok=True)
     with utils.atomic_write(target) as file:
         writer = imageio_ffmpeg.write_frames(
@@ -1126,15 +1135,7 @@ def copying(
         writer.send(None)
 
         def copy(image: Image.Image, records: list[dict[str, Any]]) -> None:
-            pen = ImageDraw.Draw(image)
-            for record in records:
-                x, y, w, h = (record[name] for name in BOX)
-                color = colors[record["emotion"]]
-                pen.rectangle((x, y, x + w, y + h), outline=color, width=3)
-                text = f"{record['face']} {describe(record)}"
-                place = x + 4, y - 4 if y > 1.5 * font.size else y + font.size + 4
-                edge = {"stroke_width": 2, "stroke_fill": "black"}
-                pen.text(place, text, color, font, anchor="ls", **edge)
+            draw_faces(image, records, choose_colors(class_names))
             writer.send(image.tobytes())
 
         yield copy
@@ -1156,7 +1157,6 @@ def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -
 
 def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
     """Draw the probabilities over time of the faces that stayed longest."""
-    import seaborn as sns
     from matplotlib.figure import Figure
 
     tracks = sorted(tracks, key=lambda track: -len(track.times))[:LONGEST]
@@ -1168,8 +1168,8 @@ def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
         left.imshow(track.pixels, cmap="gray")
         left.set(xticks=[], yticks=[], title=f"face {track.number}")
         shares = np.transpose(track.means)
-        palette = sns.color_palette("Set2", len(class_names))
         names = [name.capitalize() for name in class_names]
+        palette = choose_colors(class_names).values()
         right.stackplot(track.times, shares, colors=palette, labels=names)
         right.set(
             ylim=(0, 1), yticks=[], xlim=(0, max(t.times[-1] for t in tracks) or 1)
