@@ -716,10 +716,18 @@ def save_figure(figure: Any, target: Path, **options: Any) -> None:
     exif[ExifTags.Base.Software] = MARK
     if target.suffix.lower() not in (".pdf", ".svg"):
         options["pil_kwargs"] = {"exif": exif}
+    make_parent(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with utils.atomic_write(target) as file:
             figure.savefig(file, **options)
+    except OSError as error:
+        raise UserError(f"{target}: cannot write: {error.strerror}") from error
+
+
+def make_parent(target: Path) -> None:
+    """Make the folder of a file to write."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{target}: cannot write: {error.strerror}") from error
 
@@ -1071,6 +1079,8 @@ def predict_video(
             frames = bar.track(frames, round(length * about["rate"]) or None)
             if is_copy(args.plot):
                 copy = stack.enter_context(copying(args.plot, about, names))
+            if is_camera:  # Ctrl-C is its usual end
+                stack.enter_context(contextlib.suppress(KeyboardInterrupt))
             for time, image, faces in frames:
                 end = time + 1 / about["rate"]
                 if faces is not None:
@@ -1106,7 +1116,7 @@ def predict_video(
         with utils.naming_classes(names) as shown:
             target = name_picture(args.plot, path, "emotions", used)
             save_figure(plot_timeline(tracks, shown), target)
-    if stop and not is_camera:
+    if stop:
         raise stop
     return bool(failed)
 
@@ -1127,19 +1137,23 @@ def copying(
     """
     import imageio_ffmpeg
 
-    target.parent.mkdir(parents=True, exist_ok=True)
+    def copy(image: Image.Image, records: list[dict[str, Any]]) -> None:
+        draw_faces(image, records, colors)
+        writer.send(image.tobytes())
+
+    colors = choose_colors(class_names)
+    options = {"fps": about["rate"], "macro_block_size": 2}
+    make_parent(target)
     with utils.atomic_write(target) as file:
-        writer = imageio_ffmpeg.write_frames(
-            str(file), about["size"], fps=about["rate"], macro_block_size=2
-        )
-        writer.send(None)
-
-        def copy(image: Image.Image, records: list[dict[str, Any]]) -> None:
-            draw_faces(image, records, choose_colors(class_names))
-            writer.send(image.tobytes())
-
-        yield copy
-        writer.close()
+        writer = imageio_ffmpeg.write_frames(str(file), about["size"], **options)
+        try:
+            writer.send(None)
+            yield copy
+            writer.close()
+            open_video(str(file), None)[1].close()  # a full disk goes unsaid
+        except OSError as error:
+            reason = "FFmpeg failed; is the disk full?"
+            raise UserError(f"{target}: cannot write: {reason}") from error
 
 
 def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from conftest import EMOTIONS, MODEL, ROOT, random_pixels
+from conftest import EMOTIONS, MODEL, ROOT, UNIX, file_size_limit, random_pixels
 from PIL import Image
 from test_faces import run
 
@@ -315,6 +315,7 @@ def test_a_camera(capsys: pytest.CaptureFixture) -> None:
 def test_ctrl_c_ends_with_the_table(
     scripted: list,
     clip: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     from_camera: bool,
@@ -329,8 +330,9 @@ def test_ctrl_c_ends_with_the_table(
         predict, "classify", lambda *a: (next(count, stop) or classify)(*a)
     )
     path = "webcam" if from_camera else clip
-    fps = ["--fps", 10]
-    assert run("--image", path, *fps) == (0 if from_camera else 130)
+    words = ["--fps", 10, "--plot", tmp_path / "copy.mp4"]
+    assert run("--image", path, *words) == (0 if from_camera else 130)
+    assert (tmp_path / "copy.mp4").exists() == from_camera  # whole, or none at all
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "0:00.0 face 1: Happy (80.0 %)"
 
@@ -342,6 +344,21 @@ def test_a_terminal_has_one_line_for_a_camera(
     assert run("--image", "webcam", "--faces", "never") == 0
     out = capsys.readouterr().out
     assert out.count("\r0:00.") == 5 and "\n" not in out.partition("0:00.8")[0]
+
+
+@UNIX
+def test_a_copy_on_a_full_disk(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    target = tmp_path / "copy.mp4"
+    target.write_bytes(b"old")
+    with file_size_limit(2000):
+        assert f"predict.py: error: {target}: " in str(
+            run("--image", clip, "--plot", target)
+        )
+    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+    line = f"predict.py: error: {target / 'a.mp4'}: cannot write: File exists"
+    assert run("--image", clip, "--plot", target / "a.mp4") == line
 
 
 def test_no_camera(capsys: pytest.CaptureFixture) -> None:
