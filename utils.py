@@ -246,7 +246,8 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
         reason = getattr(error, "strerror", None) or error or "unreadable"
         if isinstance(error, Image.DecompressionBombError):  # Pillow's, at the double
             reason = TOO_LARGE
-        raise OSError(f"{path}: {reason}") from error
+        line = str(reason).partition("\n")[0]
+        raise OSError(f"{path}: {line}") from error
 
 
 def to_pixels(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
@@ -454,220 +455,6 @@ def make_views(faces: np.ndarray) -> list[np.ndarray]:
         view = (weights @ faces[..., 0] @ weights.T)[..., np.newaxis]
         views += [view, view[:, :, ::-1]]
     return views
-
-
-def predict_split(network: Network, split: Split) -> np.ndarray:
-    """Return the class probabilities of a split's images, (n, num_classes)."""
-    chunks = range(0, len(split.table), CHUNK)
-    parts = [network.predict(split.faces(slice(i, i + CHUNK))) for i in chunks]
-    return np.concatenate(parts)
-
-
-def evaluate(network: Network, split: Split) -> dict[str, Any]:
-    """Measure a network on the images of a split.
-
-    Returns:
-        classification_metrics of all of them as test, and, if the table has a column
-        in_train, of those that are not, as leak_free.
-    """
-    probabilities, labels = predict_split(network, split), split.labels
-    metrics = {"test": classification_metrics(labels, probabilities)}
-    if "in_train" in split.table:
-        new = ~split.table.in_train.to_numpy()
-        metrics["leak_free"] = classification_metrics(labels[new], probabilities[new])
-    return metrics
-
-
-def classification_metrics(
-    labels: np.ndarray, probabilities: np.ndarray
-) -> dict[str, Any]:
-    """Compare probabilities, shape (n, num_classes), with true class indices, (n,).
-
-    Returns:
-        images, their number; accuracy and macro_recall (balanced accuracy), fractions;
-        precision, recall and f1, a fraction per class, 0 where it is undefined;
-        confusion_matrix, counts, a row per true class; and calibration_metrics.
-    """
-    from sklearn import metrics
-
-    classes, predictions = range(probabilities.shape[1]), probabilities.argmax(axis=1)
-    if not len(labels):
-        return {"images": 0}
-    confusion = metrics.confusion_matrix(labels, predictions, labels=classes)
-    precision, recall, f1, counts = metrics.precision_recall_fscore_support(
-        labels, predictions, labels=classes, zero_division=0
-    )
-    right = predictions == labels
-    return {
-        "images": len(labels),
-        "accuracy": right.mean(),
-        "macro_recall": recall[counts > 0].mean(),
-        "precision": precision.tolist(),
-        "recall": recall.tolist(),
-        "f1": f1.tolist(),
-        "confusion_matrix": confusion.tolist(),
-    } | calibration_metrics(probabilities.max(axis=1), right)
-
-
-def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Compare how sure answers were with whether they were right, both of shape (n,).
-
-    Returns:
-        calibration_error, the expected one (ECE) over 15 bins of equal width (Guo et
-        al. 2017), in [0, 1]; reliability, of each bin images, mean confidence and
-        accuracy, 0 if it is empty; and coverage, rows of a confidence, the share
-        of images that reach it, and their accuracy.
-    """
-    edges = np.linspace(0, 1, 16)
-    which = np.digitize(confidences, edges[1:-1])
-    images = np.bincount(which, minlength=15)
-    sums = [np.bincount(which, values, 15) for values in (confidences, right)]
-    confidence, accuracy = sums / np.maximum(images, 1)
-    sure = {limit: right[confidences >= limit] for limit in (0.5, 0.6, 0.7, 0.8)}
-    return {
-        "calibration_error": np.abs(accuracy - confidence) @ images / len(right),
-        "reliability": {
-            "images": images.tolist(),
-            "confidence": confidence.tolist(),
-            "accuracy": accuracy.tolist(),
-        },
-        "coverage": [
-            [limit, len(part) / len(right), part.sum() / max(len(part), 1)]
-            for limit, part in sure.items()
-        ],
-    }
-
-
-def percent(fraction: float) -> str:
-    """Write a fraction as in: 93.1 %."""
-    return f"{100 * fraction:.1f} %"
-
-
-def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
-    """Write what evaluate returned, next to always saying the most frequent class."""
-    import pandas as pd
-    from sklearn.metrics import classification_report
-
-    test = metrics["test"]
-    confusion, names = np.array(test["confusion_matrix"]), list(class_names)
-    each = np.repeat(np.indices(confusion.shape).reshape(2, -1), confusion.ravel(), 1)
-    options = {"labels": range(len(names)), "target_names": names, "zero_division": 0}
-    lines = [
-        "",
-        classification_report(*each, digits=3, **options),
-        "All test images, rows true, columns predicted:",
-        pd.DataFrame(confusion, names, names).to_string(),
-        "",
-        "confidence at least  images  accuracy",
-    ]
-    for limit, share, accuracy in test["coverage"]:
-        lines.append(f"{limit:19} {percent(share):>7} {percent(accuracy):>9}")
-    most = int(confusion.sum(axis=1).argmax())
-    for name, place in {"test": "all", "leak_free": "not also in train"}.items():
-        part = metrics.get(name, {"images": 0})
-        if not (count := part["images"]):
-            continue
-        spread = 1.96 * (part["accuracy"] * (1 - part["accuracy"]) / count) ** 0.5
-        guess = sum(part["confusion_matrix"][most]) / count
-        lines += [
-            "",
-            f"Test accuracy {percent(part['accuracy'])} ± {percent(spread)} "
-            f"({count} images, {place}; 95 % interval)",
-            f"  balanced accuracy {percent(part['macro_recall'])}, "
-            f"always {names[most]} {percent(guess)}, "
-            f"calibration error (ECE) {part['calibration_error']:.3f}",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-@functools.cache
-def find_fonts(text: str) -> list[str] | None:
-    """List installed fonts that together have every letter of a text, if there are."""
-    from matplotlib import font_manager
-
-    def letters(path: str) -> set[int]:
-        with contextlib.suppress(OSError, RuntimeError):  # a font of bitmaps, say
-            return set(font_manager.get_font(path).get_charmap())
-        return set()
-
-    found = ["DejaVu Sans"]  # Matplotlib brings it along
-    missing = set(map(ord, text)) - letters(font_manager.findfont(found[0]))
-    for font in font_manager.fontManager.ttflist:
-        if missing and not font.name.startswith("Last Resort"):  # which has boxes
-            new = missing & letters(font.fname)
-            found += [font.name] * bool(new)
-            missing -= new
-    if not missing:
-        return found
-    line = printable(f"no installed font has {''.join(map(chr, sorted(missing)))}")
-    print(f"{line}; in figures the classes have numbers", file=sys.stderr)
-    return None
-
-
-@contextlib.contextmanager
-def naming_classes(class_names: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the names of the classes in figures: numbers, if no font can show them.
-
-    A $ in them is a $, and no formula.
-    """
-    import matplotlib
-
-    names, fonts = list(class_names), find_fonts("".join(class_names))
-    options = {"text.parse_math": False, "font.family": fonts or ["DejaVu Sans"]}
-    with matplotlib.rc_context(options):
-        yield names if fonts else [str(i) for i in range(1, len(names) + 1)]
-
-
-def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
-    """Draw what fraction of each true class was classified as what, with counts."""
-    import pandas as pd
-    import seaborn as sns
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    counts = np.array(metrics["confusion_matrix"])
-    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axis = figure.subplots()
-    sns.heatmap(
-        pd.DataFrame(fractions, class_names, class_names),
-        annot=np.vectorize("{:.0%}\n{}".format)(fractions, counts),
-        fmt="",
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        cbar_kws={"label": "fraction of the true class", "format": PercentFormatter(1)},
-        ax=axis,
-    )
-    accuracy = percent(metrics["accuracy"])
-    title = f"{metrics['images']} test images, accuracy {accuracy}"
-    axis.set(title=title, xlabel="predicted", ylabel="true")
-    return figure
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Write a file as a whole or not at all: yield a hidden path beside it.
-
-    What was written there takes the path's place when the block ends without an error,
-    and is deleted otherwise.
-    """
-    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # a power cut must not leave an empty file
-        for wait in (0.1, 0.3, 1, None):
-            try:
-                os.replace(temporary, path)
-                break
-            except PermissionError:  # of Windows, while a virus scanner reads it, say
-                if wait is None:
-                    raise
-                time.sleep(wait)
-    finally:
-        with contextlib.suppress(OSError):  # or it would hide the first error
-            temporary.unlink()
 
 
 def check_heaps(content: bytes) -> None:
@@ -1269,3 +1056,217 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
         raise UserError(
             f"{path}: not a model file that train.py wrote: {reason}; {make}"
         ) from error
+
+
+def predict_split(network: Network, split: Split) -> np.ndarray:
+    """Return the class probabilities of a split's images, (n, num_classes)."""
+    chunks = range(0, len(split.table), CHUNK)
+    parts = [network.predict(split.faces(slice(i, i + CHUNK))) for i in chunks]
+    return np.concatenate(parts)
+
+
+def evaluate(network: Network, split: Split) -> dict[str, Any]:
+    """Measure a network on the images of a split.
+
+    Returns:
+        classification_metrics of all of them as test, and, if the table has a column
+        in_train, of those that are not, as leak_free.
+    """
+    probabilities, labels = predict_split(network, split), split.labels
+    metrics = {"test": classification_metrics(labels, probabilities)}
+    if "in_train" in split.table:
+        new = ~split.table.in_train.to_numpy()
+        metrics["leak_free"] = classification_metrics(labels[new], probabilities[new])
+    return metrics
+
+
+def classification_metrics(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, Any]:
+    """Compare probabilities, shape (n, num_classes), with true class indices, (n,).
+
+    Returns:
+        images, their number; accuracy and macro_recall (balanced accuracy), fractions;
+        precision, recall and f1, a fraction per class, 0 where it is undefined;
+        confusion_matrix, counts, a row per true class; and calibration_metrics.
+    """
+    from sklearn import metrics
+
+    classes, predictions = range(probabilities.shape[1]), probabilities.argmax(axis=1)
+    if not len(labels):
+        return {"images": 0}
+    confusion = metrics.confusion_matrix(labels, predictions, labels=classes)
+    precision, recall, f1, counts = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=classes, zero_division=0
+    )
+    right = predictions == labels
+    return {
+        "images": len(labels),
+        "accuracy": right.mean(),
+        "macro_recall": recall[counts > 0].mean(),
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
+        "f1": f1.tolist(),
+        "confusion_matrix": confusion.tolist(),
+    } | calibration_metrics(probabilities.max(axis=1), right)
+
+
+def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """Compare how sure answers were with whether they were right, both of shape (n,).
+
+    Returns:
+        calibration_error, the expected one (ECE) over 15 bins of equal width (Guo et
+        al. 2017), in [0, 1]; reliability, of each bin images, mean confidence and
+        accuracy, 0 if it is empty; and coverage, rows of a confidence, the share
+        of images that reach it, and their accuracy.
+    """
+    edges = np.linspace(0, 1, 16)
+    which = np.digitize(confidences, edges[1:-1])
+    images = np.bincount(which, minlength=15)
+    sums = [np.bincount(which, values, 15) for values in (confidences, right)]
+    confidence, accuracy = sums / np.maximum(images, 1)
+    sure = {limit: right[confidences >= limit] for limit in (0.5, 0.6, 0.7, 0.8)}
+    return {
+        "calibration_error": np.abs(accuracy - confidence) @ images / len(right),
+        "reliability": {
+            "images": images.tolist(),
+            "confidence": confidence.tolist(),
+            "accuracy": accuracy.tolist(),
+        },
+        "coverage": [
+            [limit, len(part) / len(right), part.sum() / max(len(part), 1)]
+            for limit, part in sure.items()
+        ],
+    }
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as in: 93.1 %."""
+    return f"{100 * fraction:.1f} %"
+
+
+def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
+    """Write what evaluate returned, next to always saying the most frequent class."""
+    import pandas as pd
+    from sklearn.metrics import classification_report
+
+    test = metrics["test"]
+    confusion, names = np.array(test["confusion_matrix"]), list(class_names)
+    each = np.repeat(np.indices(confusion.shape).reshape(2, -1), confusion.ravel(), 1)
+    options = {"labels": range(len(names)), "target_names": names, "zero_division": 0}
+    lines = [
+        "",
+        classification_report(*each, digits=3, **options),
+        "All test images, rows true, columns predicted:",
+        pd.DataFrame(confusion, names, names).to_string(),
+        "",
+        "confidence at least  images  accuracy",
+    ]
+    for limit, share, accuracy in test["coverage"]:
+        lines.append(f"{limit:19} {percent(share):>7} {percent(accuracy):>9}")
+    most = int(confusion.sum(axis=1).argmax())
+    for name, place in {"test": "all", "leak_free": "not also in train"}.items():
+        part = metrics.get(name, {"images": 0})
+        if not (count := part["images"]):
+            continue
+        spread = 1.96 * (part["accuracy"] * (1 - part["accuracy"]) / count) ** 0.5
+        guess = sum(part["confusion_matrix"][most]) / count
+        lines += [
+            "",
+            f"Test accuracy {percent(part['accuracy'])} ± {percent(spread)} "
+            f"({count} images, {place}; 95 % interval)",
+            f"  balanced accuracy {percent(part['macro_recall'])}, "
+            f"always {names[most]} {percent(guess)}, "
+            f"calibration error (ECE) {part['calibration_error']:.3f}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def find_fonts(text: str) -> list[str] | None:
+    """List installed fonts that together have every letter of a text, if there are."""
+    from matplotlib import font_manager
+
+    def letters(path: str) -> set[int]:
+        with contextlib.suppress(OSError, RuntimeError):  # a font of bitmaps, say
+            return set(font_manager.get_font(path).get_charmap())
+        return set()
+
+    found = ["DejaVu Sans"]  # Matplotlib brings it along
+    missing = set(map(ord, text)) - letters(font_manager.findfont(found[0]))
+    for font in font_manager.fontManager.ttflist:
+        if missing and not font.name.startswith("Last Resort"):  # which has boxes
+            new = missing & letters(font.fname)
+            found += [font.name] * bool(new)
+            missing -= new
+    if not missing:
+        return found
+    line = printable(f"no installed font has {''.join(map(chr, sorted(missing)))}")
+    print(f"{line}; in figures the classes have numbers", file=sys.stderr)
+    return None
+
+
+@contextlib.contextmanager
+def naming_classes(class_names: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the names of the classes in figures: numbers, if no font can show them.
+
+    A $ in them is a $, and no formula.
+    """
+    import matplotlib
+
+    names, fonts = list(class_names), find_fonts("".join(class_names))
+    options = {"text.parse_math": False, "font.family": fonts or ["DejaVu Sans"]}
+    with matplotlib.rc_context(options):
+        yield names if fonts else [str(i) for i in range(1, len(names) + 1)]
+
+
+def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
+    """Draw what fraction of each true class was classified as what, with counts."""
+    import pandas as pd
+    import seaborn as sns
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    counts = np.array(metrics["confusion_matrix"])
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axis = figure.subplots()
+    sns.heatmap(
+        pd.DataFrame(fractions, class_names, class_names),
+        annot=np.vectorize("{:.0%}\n{}".format)(fractions, counts),
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        cbar_kws={"label": "fraction of the true class", "format": PercentFormatter(1)},
+        ax=axis,
+    )
+    accuracy = percent(metrics["accuracy"])
+    title = f"{metrics['images']} test images, accuracy {accuracy}"
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    return figure
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write a file as a whole or not at all: yield a hidden path beside it.
+
+    What was written there takes the path's place when the block ends without an error,
+    and is deleted otherwise.
+    """
+    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # a power cut must not leave an empty file
+        for wait in (0.1, 0.3, 1, None):
+            try:
+                os.replace(temporary, path)
+                break
+            except PermissionError:  # of Windows, while a virus scanner reads it, say
+                if wait is None:
+                    raise
+                time.sleep(wait)
+    finally:
+        with contextlib.suppress(OSError):  # or it would hide the first error
+            temporary.unlink()

@@ -255,6 +255,19 @@ def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_of_an_error_in_several_lines_the_first_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Invalid box\nsecond line")
+
+    path = write(tmp_path / "face.png", Image.fromarray(GRAY))
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError) as error:
+        utils.read_pixels(path)
+    assert str(error.value) == f"{path}: Invalid box"
+
+
 def test_a_bomb_in_a_tile(tmp_path: Path) -> None:
     side = 16_000  # of the only tile; the image is a corner of it
     tags = {256: 48, 257: 48, 258: 8, 259: 1, 262: 1, 322: side, 323: side, 324: 0}
