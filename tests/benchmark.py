@@ -6,9 +6,7 @@
     python tests/benchmark.py faces    # large face crops: 10 minutes; needs data/test
 
 Contenders take turns, several times over, so that a drifting machine hits all alike;
-what is printed are medians. A step is forward and backward pass and update. Its
-floating-point operations are counted as three times those of the forward pass's
-convolutions and dense layers, a multiplication and an addition as two.
+what is printed are medians.
 """
 
 import argparse
@@ -51,16 +49,6 @@ def rate(step: Callable[[], Any], amount: float) -> float:
     return amount * calls / (time.perf_counter() - begin)
 
 
-def flops(model: Any) -> int:
-    """Count the floating-point operations of a training step, per image."""
-    total = 0
-    for layer in model.layers:
-        if hasattr(layer, "kernel"):
-            positions = np.prod(layer.output.shape[1:-1], dtype=int)  # 1 if dense
-            total += 3 * 2 * positions * np.prod(layer.kernel.shape)
-    return int(total)
-
-
 def default_model() -> tuple[Any, argparse.Namespace]:
     """Build the network that python train.py --epochs 15 trains."""
     import train
@@ -85,23 +73,7 @@ def in_memory() -> dict[str, Any]:
     def step() -> None:
         float(model.train_function(batches)["loss"])
 
-    images = args.batch_size * model.steps_per_execution
-    return {"images/s": rate(step, images), "flops": flops(model)}
-
-
-def fit_rate(model: Any, batches: Any, batch_size: int, **options: Any) -> float:
-    """Return the images a second of fit, its first epoch left out."""
-    import keras
-
-    times: list[float] = []
-    epochs = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: times.append(time.perf_counter()),
-        on_train_end=lambda logs: times.append(time.perf_counter()),
-    )
-    options["callbacks"] = [*options.get("callbacks", []), epochs]
-    model.fit(batches, epochs=3, verbose=0, **options)
-    steps = options.get("steps_per_epoch", len(batches))
-    return 2 * steps * batch_size / (times[-1] - times[1])
+    return {"images/s": rate(step, args.batch_size * model.steps_per_execution)}
 
 
 def pipeline(folder: str = "", images: int = 12_800) -> dict[str, Any]:
@@ -113,10 +85,19 @@ def pipeline(folder: str = "", images: int = 12_800) -> dict[str, Any]:
     split = train.Split(split.table.sample(images, random_state=1), split.pixels)
     model, args = default_model()
     batches, _ = train.make_iterators(split, split, args)
-    callbacks = [train.keras.callbacks.SwapEMAWeights(), batches.follow_epochs()]
-    options = {"shuffle": False, "callbacks": callbacks}
-    speed = fit_rate(model, batches, batches.batch_size, **options)
-    return {"images/s": speed, "flops": flops(model)}
+    times: list[float] = []
+    epochs = train.keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: times.append(time.perf_counter()),
+        on_train_end=lambda logs: times.append(time.perf_counter()),
+    )
+    callbacks = [
+        train.keras.callbacks.SwapEMAWeights(),
+        batches.follow_epochs(),
+        epochs,
+    ]
+    model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
+    images = 2 * len(batches) * batches.batch_size  # not those of the first epoch
+    return {"images/s": images / (times[-1] - times[1])}
 
 
 def draw_photos(folder: Path) -> None:
@@ -133,49 +114,6 @@ def draw_photos(folder: Path) -> None:
             for path in paths:
                 with Image.open(path) as image:
                     image.resize(size).save(place / path.name)
-
-
-def tutorial() -> dict[str, Any]:
-    """Train what tutorials of this field write, with every default left as it is.
-
-    TensorFlow's own choice whether to use oneDNN is one of them.
-    """
-    import keras
-    from tensorflow.keras.preprocessing.image import ImageDataGenerator
-
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            keras.Input((48, 48, 1)),
-            layers.Conv2D(32, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(128, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(128, activation="relu"),
-            layers.Dense(6, activation="softmax"),
-        ]
-    )
-    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
-    generator = ImageDataGenerator(rescale=1 / 255, horizontal_flip=True)
-    batches = generator.flow_from_directory(
-        ROOT / "data" / "train", target_size=(48, 48), color_mode="grayscale"
-    )
-    options = {"steps_per_epoch": 200}
-    speed = fit_rate(model, batches, batches.batch_size, **options)
-    return {"images/s": speed, "flops": flops(model)}
-
-
-def matrix_product(dtype: str) -> dict[str, Any]:
-    """Multiply two large matrices: the most that the machine gives."""
-    from train import tf
-
-    size = 4096
-    matrix = tf.cast(tf.random.normal((size, size)), dtype)
-    product = tf.function(lambda: tf.reduce_max(matrix @ matrix))
-    return {"GFLOP/s": rate(lambda: float(product()), 2 * size**3 / 1e9)}
 
 
 class KerasNetwork:
@@ -199,11 +137,6 @@ class KerasNetwork:
         return means / means.sum(axis=1, keepdims=True)
 
 
-def forward_flops() -> int:
-    """Count the operations of one view in the model in models/."""
-    return flops(KerasNetwork().model) // 3
-
-
 def predict_rate(network: Any, paths: list[str], faces: str) -> dict[str, Any]:
     """Return the files a second that predict.py classifies, after some to warm up."""
     import predict
@@ -215,15 +148,13 @@ def predict_rate(network: Any, paths: list[str], faces: str) -> dict[str, Any]:
     return {"images/s": len(paths) / (time.perf_counter() - begin)}
 
 
-def crops(model: str = "") -> dict[str, Any]:
-    """Classify the face crops of data/test from files; on Keras, or a model file."""
+def crops(on_keras: bool = False) -> dict[str, Any]:
+    """Classify the face crops of data/test from files."""
     import utils
 
     paths = list(utils.list_files(ROOT / "data" / "test"))
-    keras = model == "Keras"
-    path = ROOT / (model or utils.MODEL_PATH)
-    network = KerasNetwork() if keras else utils.load_model(path)
-    return predict_rate(network, paths, "never")
+    network = utils.load_model(ROOT / utils.MODEL_PATH)
+    return predict_rate(KerasNetwork() if on_keras else network, paths, "never")
 
 
 def photos() -> dict[str, Any]:
@@ -240,30 +171,21 @@ def photos() -> dict[str, Any]:
         return predict_rate(network, [path] * 100, "always")
 
 
-CONTENDERS = {
-    "one large matrix product, float32": lambda: matrix_product("float32"),
-    "one large matrix product, bfloat16": lambda: matrix_product("bfloat16"),
-    "default network, batch in memory": in_memory,
-    "default network, train.py's pipeline": pipeline,
-    "tutorial network, all defaults": tutorial,
-}
-PHOTOS = {
-    "2,000 faces of 48 x 48, later epochs": "faces",
-    "2,000 photos of 1600 x 1200, later epochs": "photos",
+TRAINING = {
+    "default network, batch in memory": "in_memory()",
+    "default network, train.py's pipeline": "pipeline()",
+    "2,000 faces of 48 x 48, later epochs": "pipeline('{}/faces', 2000)",
+    "2,000 photos of 1600 x 1200, later epochs": "pipeline('{}/photos', 2000)",
 }
 PREDICTION = {
-    "one large matrix product, float32": lambda: matrix_product("float32"),
-    "crops of data/test, Keras on TensorFlow": lambda: crops("Keras"),
-    "crops of data/test": crops,
-    "photos of 1024 x 1024 pixels": photos,
+    "crops of data/test, Keras on TensorFlow": "crops(on_keras=True)",
+    "crops of data/test": "crops()",
+    "photos of 1024 x 1024 pixels": "photos()",
 }
+CROP = "data/demo/test/happy/03.png"
 COMMANDS = {
     'python -c "import tensorflow"': ["-c", "import tensorflow"],
-    "predict.py --image <crop>": [
-        "predict.py",
-        "--image",
-        "data/demo/test/happy/03.png",
-    ],
+    "predict.py --image <crop>": ["predict.py", "--image", CROP],
     "predict.py --image <portrait>": ["predict.py", "--image", "data/astronaut.jpg"],
 }
 
@@ -283,39 +205,40 @@ def in_process(code: str) -> dict[str, Any]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Measure a contender, and the peak memory of this process in MB."""
-    figures = (CONTENDERS | PREDICTION)[name]()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 2**20
-    return figures | {"memory": memory}
+def peak_memory() -> float:
+    """Return the most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 2**20
 
 
-def median(runs: list[dict[str, float]]) -> dict[str, float]:
-    """Return the median of each figure."""
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+def measure(code: str) -> dict[str, Any]:
+    """Measure a contender in a new process, and that one's memory."""
+    return in_process(f"benchmark.{code} | {{'memory': benchmark.peak_memory()}}")
+
+
+def print_medians(measured: dict[str, list[dict[str, float]]]) -> list[float]:
+    """Print the medians of all contenders; return their images a second."""
+    print(f"{'':42}       s  images/s  peak memory")
+    rates = []
+    for name, runs in measured.items():
+        figures = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        rates.append(figures.get("images/s", 0))
+        columns = [
+            f"{figures[k]:.2f}" if k in figures else "" for k in ("s", "images/s")
+        ]
+        print(f"{name:42}{columns[0]:>8}{columns[1]:>10}{figures['memory']:10.0f} MB")
+    return rates
 
 
 def speed(turns: int) -> None:
-    """Print the medians of all contenders."""
+    """Print how fast networks train."""
     print(f"{in_process('benchmark.describe_machine()')}; medians of {turns} turns\n")
     measured = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         draw_photos(Path(folder))
         for _ in range(turns):
-            for name in CONTENDERS:
-                measured[name].append(in_process(f"benchmark.measure({name!r})"))
-            for name, tree in PHOTOS.items():
-                code = f"benchmark.pipeline({folder + '/' + tree!r}, 2000)"
-                measured[name].append(in_process(code))
-    print(f"{'':44} images/s  GFLOP/s  peak memory")
-    rates = []
-    for name, runs in measured.items():
-        figures = median(runs)
-        rates.append(figures.get("images/s", 0))
-        figures.setdefault("GFLOP/s", rates[-1] * figures.get("flops", 0) / 1e9)
-        memory = f"{figures['memory']:9.0f} MB" if "memory" in figures else ""
-        print(f"{name:44} {rates[-1]:8.0f} {figures['GFLOP/s']:8.0f} {memory}")
-    _, _, memory, pipeline, _, faces, photos = rates
+            for name, code in TRAINING.items():
+                measured[name].append(measure(code.format(folder)))
+    memory, pipeline, faces, photos = print_medians(measured)
     print(f"\npipeline / memory: {pipeline / memory:.3f}")
     print(f"photos / faces: {photos / faces:.3f}")
 
@@ -365,25 +288,14 @@ def prediction(turns: int) -> None:
         for _ in range(turns):
             for name, words in COMMANDS.items():
                 measured[name].append(run_command(words))
-            for name in PREDICTION:
-                measured[name].append(in_process(f"benchmark.measure({name!r})"))
+            for name, code in PREDICTION.items():
+                measured[name].append(measure(code))
             for name, words in clips.items():
                 figures = run_command(words)
                 figures["images/s"] = CLIP_FRAMES / figures["s"]
                 measured[name].append(figures)
-    figures = {name: median(runs) for name, runs in measured.items()}
-    print(f"{'':40}       s  images/s  peak memory")
-    for name, values in figures.items():
-        columns = [
-            f"{values[k]:8.2f}" if k in values else "" for k in ("s", "images/s")
-        ]
-        print(f"{name:40}{columns[0]:>8}{columns[1]:>10}{values['memory']:10.0f} MB")
-    tensorflow, crop, portrait, product, keras, crops, *_ = figures.values()
-    speed = crops["images/s"] * 6 * in_process("benchmark.forward_flops()") / 1e9
-    print(f"\ncrop / import: {crop['s'] / tensorflow['s']:.3f}")
-    print(f"portrait / import: {portrait['s'] / tensorflow['s']:.3f}")
-    print(f"crops / Keras: {crops['images/s'] / keras['images/s']:.3f}")
-    print(f"crops / matrix product, GFLOP/s: {speed / product['GFLOP/s']:.3f}")
+    rates = print_medians(measured)
+    print(f"\ncrops / Keras: {rates[4] / rates[3]:.3f}")
 
 
 def describe_machine() -> str:
