@@ -85,8 +85,8 @@ with starting_tensorflow():
     from tensorflow.keras.preprocessing.image import ImageDataGenerator, Iterator
 
 DATA_DIR = Path("data")
-TEST_NAMES = ["test", "validation", "valid", "val"]  # of folders, the first there is
-HELD_OUT = 0.2  # of the images to test, if no folder holds test images
+TEST_NAMES = ["test", "validation", "valid", "val"]  # folders; the first found tests
+HELD_OUT = 0.2  # fraction of the images to test on, if no folder holds test images
 FER2013 = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]  # 0 to 6
 
 # The recipe.
@@ -97,13 +97,13 @@ BATCH_SIZE = 128  # images a step at most; Muon's own work is done once a step
 MIN_STEPS_PER_EPOCH = 100  # so that small data sets get enough steps, too ...
 MIN_BATCH_SIZE = 16  # ... but batch normalization needs so many images
 LEARNING_RATE = 0.006  # the highest; steps are as large as AdamW's would be
-FINE_TUNE_RATE_SCALE = 1 / 6  # trained weights bear less, or they forget
+FINE_TUNE_RATE_SCALE = 1 / 6  # trained weights need smaller steps, or they forget
 WARMUP_FRACTION = 0.1  # of all steps, in which the learning rate rises from 0
 WEIGHT_DECAY = 0.1  # of kernels, times the learning rate
 LABEL_SMOOTHING = 0.05  # people disagree about labels; 0.1 made answers too unsure
-EMA_FRACTION = 0.02  # of all steps, which the moving average of weights looks back on
-# A short run has more to learn than to forget: regularization grows with the number of
-# images that a run will see. Between these lengths it is interpolated.
+EMA_FRACTION = 0.02  # of all steps: the span of the moving average of weights
+# Short runs underfit and long runs overfit: regularization grows with the number of
+# images that a run will see. Between these numbers it is interpolated.
 IMAGES_SEEN = [0, 425_000, 2_900_000]  # the last two: 15 and 102 epochs of FER2013
 REGULARIZATION = {
     "dropout": [0, 0.4, 0.5],  # before each dense layer
