@@ -171,9 +171,12 @@ def test_what_moves_too_far_or_stays_away_is_another_face() -> None:
         assert [track.number for track in found] == numbers
 
 
-def test_pictures_of_a_video(clip: Path, tmp_path: Path) -> None:
+def test_pictures_of_a_video(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     target = tmp_path / "new" / "copy.mp4"
     assert run("--image", clip, "--plot", target) == 0
+    told = capsys.readouterr()
     (about, frames), (_, before) = read_clip(target), read_clip(clip)
     assert (about["size"], about["fps"], len(frames)) == (SIZE, 10, 30)
     changed = [
@@ -182,17 +185,10 @@ def test_pictures_of_a_video(clip: Path, tmp_path: Path) -> None:
     ]
     assert changed == [True] * 24 + [False] * 6  # boxes are where faces are
     assert run("--image", clip, "--plot", tmp_path) == 0
+    assert capsys.readouterr() == told
     with Image.open(tmp_path / "clip-emotions.png") as image:
         assert image.size == (1000, 400)  # two faces below each other
     assert {path.name for path in tmp_path.iterdir()} == {"clip-emotions.png", "new"}
-
-
-def test_a_copy_tells_the_same(clip: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run("--image", clip, "--format", "csv") == 0
-    told = capsys.readouterr().out
-    copy = clip.with_name("copy.mp4")
-    assert run("--image", clip, "--format", "csv", "--plot", copy) == 0
-    assert capsys.readouterr().out == told
 
 
 def test_phones_turn_their_videos(
