@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+import predict
 from train import keras  # noqa: F401  first of all: it sets TensorFlow up
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +25,8 @@ UNIX = pytest.mark.skipif(
 LINUX = pytest.mark.skipif(
     sys.platform != "linux", reason="of Linux: /proc, /dev/full, names of any bytes"
 )
+CROP = ROOT / "data" / "demo" / "test" / "happy" / "03.png"
+PORTRAIT = ROOT / "data" / "astronaut.jpg"
 EMOTIONS = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
 
 
@@ -93,3 +96,41 @@ def run(checkout: Path) -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(words, cwd=checkout, capture_output=True, text=True)
 
     return run
+
+
+class FakeSearch:
+    """Find faces at given boxes: left, top, width, height."""
+
+    def __init__(self) -> None:
+        self.boxes: list[tuple[float, ...]] = []
+        self.sizes: list[tuple[int, int]] = []
+
+    def __call__(self, image: Image.Image, size: int, border: float = 0) -> tuple:
+        """Answer as predict.search does."""
+        self.sizes.append(image.size)
+        boxes = np.reshape(self.boxes, (-1, 4)).astype(float)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes, np.ones(len(boxes))
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> FakeSearch:
+    """Put a search that finds nothing yet into predict.py's hands."""
+    search = FakeSearch()
+    monkeypatch.setattr(predict, "search", search)
+    return search
+
+
+def noise(path: Path, width: int, height: int) -> Path:
+    """Write a picture of noise."""
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def run_predict(*words: object) -> int:
+    """Run predict.py here, with the model that ships; return its exit code."""
+    try:
+        return predict.main(["--model", str(ROOT / MODEL), *map(str, words)])
+    except SystemExit as stop:
+        return stop.code

@@ -12,8 +12,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from conftest import EMOTIONS, MODEL, ROOT, UNIX, file_size_limit, random_pixels
+from conftest import run_predict as run
 from PIL import Image
-from test_faces import run
 
 import predict
 import utils
