@@ -101,7 +101,7 @@ FINE_TUNE_RATE_SCALE = 1 / 6  # trained weights need smaller steps, or they forg
 WARMUP_FRACTION = 0.1  # of all steps, in which the learning rate rises from 0
 WEIGHT_DECAY = 0.1  # of kernels, times the learning rate
 LABEL_SMOOTHING = 0.05  # people disagree about labels; 0.1 made answers too unsure
-EMA_FRACTION = 0.02  # of all steps: the span of the moving average of weights
+BATCH_MOMENTUM = 0.9  # of batch normalization's figures: about the last ten batches
 # Short runs underfit and long runs overfit: regularization grows with the number of
 # images that a run will see. Between these numbers it is interpolated.
 IMAGES_SEEN = [0, 425_000, 2_900_000]  # the last two: 15 and 102 epochs of FER2013
@@ -582,20 +582,17 @@ def choose_precision() -> str:
     return "mixed_bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
-def compile_model(
-    model: keras.Model, learning_rate: float, steps: int, ema_momentum: float
-) -> None:
+def compile_model(model: keras.Model, learning_rate: float, steps: int) -> None:
     """Set optimizer and loss for a training of so many steps.
 
-    The learning rate rises for a tenth of them, then falls to 0 along a cosine. The
-    exponential moving average (EMA) of the weights replaces them at the end.
+    The learning rate rises for a tenth of them, then falls to 0 along a cosine.
     """
     warmup = int(WARMUP_FRACTION * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
     )
     decay = {"weight_decay": WEIGHT_DECAY, "adam_weight_decay": WEIGHT_DECAY}
-    optimizer = Muon(schedule, use_ema=True, ema_momentum=ema_momentum, **decay)
+    optimizer = Muon(schedule, **decay)
     if model.compute_dtype == "bfloat16":
         optimizer.matrix_dtype = "bfloat16"
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
@@ -607,8 +604,7 @@ def compile_model(
 def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Model:
     """Build and compile the network for a training of so many steps."""
     keras.utils.set_random_seed(args.seed)
-    momentum = max(0, 1 - 1 / (EMA_FRACTION * steps))  # 0.99: about the last 100 steps
-    norm = functools.partial(FusedBatchNormalization, momentum=min(0.99, momentum))
+    norm = functools.partial(FusedBatchNormalization, momentum=BATCH_MOMENTUM)
     keras.config.set_dtype_policy(args.precision)
     try:
         model = build_model(*network_shape(args), dropout, norm)
@@ -617,7 +613,7 @@ def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Mo
     if args.fine_tune:
         load_weights(model, args)
     rate = args.learning_rate * (FINE_TUNE_RATE_SCALE if args.fine_tune else 1)
-    compile_model(model, rate, steps, momentum)
+    compile_model(model, rate, steps)
     return model
 
 
@@ -745,8 +741,8 @@ def fit(
     """Train a network, validating it after each epoch.
 
     Returns:
-        The network with the averaged weights of the last epoch, in float32, and the
-        history: loss, accuracy, val_loss and val_accuracy of each epoch, from 1 on.
+        The network, in float32, and the history: loss, accuracy, val_loss and
+        val_accuracy of each epoch, from 1 on.
     """
     path = checkpoint_path(args.model_path)
     checkpoint = Checkpoint(path, make_settings(args, train, validation))
@@ -774,7 +770,6 @@ def fit(
             epochs=args.epochs,
             validation_data=validation_iterator,
             callbacks=[
-                keras.callbacks.SwapEMAWeights(),  # what is validated will be saved
                 train_iterator.follow_epochs(),
                 keras.callbacks.TerminateOnNaN(),
                 checkpoint,

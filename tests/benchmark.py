@@ -90,11 +90,7 @@ def pipeline(folder: str = "", images: int = 12_800) -> dict[str, Any]:
         on_epoch_begin=lambda epoch, logs: times.append(time.perf_counter()),
         on_train_end=lambda logs: times.append(time.perf_counter()),
     )
-    callbacks = [
-        train.keras.callbacks.SwapEMAWeights(),
-        batches.follow_epochs(),
-        epochs,
-    ]
+    callbacks = [batches.follow_epochs(), epochs]
     model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
     images = 2 * len(batches) * batches.batch_size  # not those of the first epoch
     return {"images/s": images / (times[-1] - times[1])}

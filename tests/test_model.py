@@ -70,7 +70,7 @@ def test_light_and_contrast_change_nothing(model: keras.Model) -> None:
 
 
 def test_schedule_rises_for_a_tenth_then_falls_to_zero(model: keras.Model) -> None:
-    train.compile_model(model, learning_rate=0.2, steps=1000, ema_momentum=0.9)
+    train.compile_model(model, learning_rate=0.2, steps=1000)
     schedule = model.optimizer._learning_rate
     rates = [float(schedule(step)) for step in (0, 50, 100, 550, 1000)]
     np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.1, 0], atol=1e-6)
@@ -94,7 +94,7 @@ def test_other_seed_other_weights() -> None:
 
 
 def test_optimizer_and_loss(model: keras.Model) -> None:
-    train.compile_model(model, learning_rate=0.2, steps=1000, ema_momentum=0.75)
+    train.compile_model(model, learning_rate=0.2, steps=1000)
     optimizer, variables = model.optimizer, model.trainable_variables
     assert isinstance(optimizer, train.Muon) and optimizer.nesterov
     assert optimizer.weight_decay == optimizer.adam_weight_decay == train.WEIGHT_DECAY
@@ -123,22 +123,7 @@ def test_steps_of_kernels_are_orthogonal(dtype: str, tolerance: float) -> None:
     assert 0.6 < diagonal.min() < diagonal.max() < 1.3
 
 
-def test_weights_are_averaged(model: keras.Model) -> None:
-    train.compile_model(model, learning_rate=0.1, steps=10, ema_momentum=0.75)
-    faces, labels = np.random.rand(6, 48, 48, 1), np.eye(3)[[0, 1, 2, 0, 1, 2]]
-    average = None
-    for _ in range(5):
-        model.train_on_batch(faces, labels)
-        now = model.trainable_variables[0].numpy()
-        average = now if average is None else 0.75 * average + 0.25 * now
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    kernel = model.trainable_variables[0].numpy()
-    np.testing.assert_allclose(kernel, average, rtol=1e-5, atol=1e-7)
-    assert np.abs(kernel - now).max() > 1e-4
-
-
 def test_what_is_watched_is_what_is_left(tree: Path) -> None:
-    # 72 steps: long enough that averaged weights differ from the last ones.
     model, history = fit(tree, "--epochs", "4", "--batch-size", "2")
     assert list(history.columns) == ["accuracy", "loss", "val_accuracy", "val_loss"]
     assert (history.index.name, list(history.index)) == ("epoch", [1, 2, 3, 4])
@@ -214,7 +199,7 @@ def test_batches_leave_a_hundred_steps(images: int, most: int, size: int) -> Non
 
 def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
-    train.compile_model(model, 0.1, 10, 0.9)
+    train.compile_model(model, 0.1, 10)
     faces = np.random.rand(4, 48, 48, 1).astype(np.float32)
     model.train_on_batch(faces, np.eye(3)[[0, 1, 2, 0]])
     train.save_model(model, path, ATTRIBUTES | {"seed": 3})

@@ -138,7 +138,7 @@ def test_training_and_plain_networks_share_their_weights() -> None:
     ends = {model.layers[0].compute_dtype, model.layers[-1].compute_dtype}
     assert ends == {"float32"}
     norms = [x for x in model.layers if isinstance(x, train.FusedBatchNormalization)]
-    assert {layer.momentum for layer in norms} == {0.95}
+    assert {layer.momentum for layer in norms} == {train.BATCH_MOMENTUM}
     plain = train.build_model(*train.network_shape(args))
     plain.set_weights(model.get_weights())
     faces = np.random.default_rng(1).random((64, 48, 48, 1), np.float32)

@@ -201,7 +201,7 @@ def test_no_broken_weights_are_kept(tmp_path: Path, name: str) -> None:
     settings = {"learning_rate": 0.5}
     checkpoint = train.Checkpoint(path, settings)
     model = train.build_model((48, 48, 1), 3, [4], 4)
-    train.compile_model(model, 0.5, 10, 0.9)
+    train.compile_model(model, 0.5, 10)
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
     good = path.read_bytes()
@@ -222,7 +222,7 @@ def test_a_full_disk_at_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "m.checkpoint.npz"
     checkpoint = train.Checkpoint(path, {"epochs": 9})
     model = train.build_model((48, 48, 1), 3, [4], 4)
-    train.compile_model(model, 0.5, 10, 0.9)
+    train.compile_model(model, 0.5, 10)
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(0, {"loss": 1.0})
     good = path.read_bytes()
