@@ -419,13 +419,11 @@ def index_folder(
     missing = [name for name in class_names if name not in folders]
     if missing and not (partial and folders):
         found = list_folders(folder)
-        hint = f"; to train on these: --classes {join_command(found)}"
-        raise UserError(
-            f"{folder}: no folder {', '.join(missing)}; "
-            f"found instead: {', '.join(found) or 'nothing'}"
-            + hint
-            * (len(found) > 1 and not partial)
-        )
+        message = f"{folder}: no folder {', '.join(missing)}; found instead: "
+        message += ", ".join(found) or "nothing"
+        if len(found) > 1 and not partial:
+            message += f"; to train on these: --classes {join_command(found)}"
+        raise UserError(message)
     files = {name: list(list_files(path)) for name, path in folders.items()}
     rows = [(path, name) for name in folders for path in files[name]]
     table = pd.DataFrame(rows, columns=["path", "emotion"])
