@@ -101,7 +101,7 @@ FINE_TUNE_RATE_SCALE = 1 / 6  # trained weights need smaller steps, or they forg
 WARMUP_FRACTION = 0.1  # of all steps, in which the learning rate rises from 0
 WEIGHT_DECAY = 0.1  # of kernels, times the learning rate
 LABEL_SMOOTHING = 0.05  # people disagree about labels; 0.1 made answers too unsure
-BATCH_MOMENTUM = 0.9  # of batch normalization's figures: about the last ten batches
+BATCH_MOMENTUM = 0.95  # of batch normalization's figures: about the last 20 batches
 # Short runs underfit and long runs overfit: regularization grows with the number of
 # images that a run will see. Between these numbers it is interpolated.
 IMAGES_SEEN = [0, 425_000, 2_900_000]  # the last two: 15 and 102 epochs of FER2013
@@ -1044,10 +1044,8 @@ def run(args: argparse.Namespace) -> None:
         done = "; to go on from a finished one: --fine-tune" * args.model_path.exists()
         raise UserError(f"{checkpoint}: no unfinished training to resume{done}")
     if checkpoint.exists() and not (args.resume or args.restart):
-        text = (
-            "an unfinished training; go on with --resume or discard it with --restart"
-        )
-        raise UserError(f"{checkpoint}: {text}")
+        choices = "go on with --resume or discard it with --restart"
+        raise UserError(f"{checkpoint}: an unfinished training; {choices}")
     if args.fine_tune:
         read_widths(args)
     splits = index_data(args)
