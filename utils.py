@@ -438,23 +438,6 @@ def index_folder(
     return split, unreadable
 
 
-def make_views(faces: np.ndarray) -> list[np.ndarray]:
-    """Show faces of shape (n, size, size, 1) as they are and scaled, each mirrored.
-
-    Pixels between others are interpolated, the edge is repeated. The first view is the
-    faces themselves.
-    """
-    pixels, views = np.arange(faces.shape[1]), []
-    middle = pixels.mean()
-    for scale in SCALES:
-        places = np.clip(middle + (pixels - middle) / scale, 0, pixels[-1])
-        weights = np.maximum(0, 1 - np.abs(places[:, np.newaxis] - pixels))
-        weights = weights.astype(faces.dtype)
-        view = (weights @ faces[..., 0] @ weights.T)[..., np.newaxis]
-        views += [view, view[:, :, ::-1]]
-    return views
-
-
 def check_heaps(content: bytes) -> None:
     """Refuse a file in which HDF5 1.14 would loop for ever, deaf to Ctrl-C.
 
@@ -537,6 +520,146 @@ def stands_in_file(array: h5py.Dataset) -> bool:
     return True
 
 
+class Weights:
+    """The arrays of a network in a model file, of which each is checked when read."""
+
+    def __init__(self, file: h5py.File, network: str) -> None:
+        self.file, self.network = file, network
+        self.arrays: list[np.ndarray] = []  # as read, which is Keras' order
+        self.space = MAX_BYTES  # that they may take
+
+    def read(self, layer: str, name: str, shape: Sequence[int]) -> np.ndarray:
+        """Read an array of a layer, which must be of this shape, as float32.
+
+        Versions of Keras name it differently: "kernel:0", in Keras 2.
+        """
+        scopes = f"{self.network}/{layer}/", f"{layer}/", ""
+        names = name, f"{name}:0", f"depthwise_{name}:0"
+        paths = [
+            f"model_weights/{layer}/{scope}{name}"
+            for scope, name in itertools.product(scopes, names)
+        ]
+        found = ((path, find_array(self.file, path)) for path in paths)
+        path, array = next((f for f in found if f[1] is not None), (paths[0], None))
+        if array is None:
+            raise ValueError(f"{path} is not in it, or a link to something else")
+        if array.shape != shape:
+            raise ValueError(f"its {path} has shape {array.shape}, not {shape}")
+        self.space -= array.nbytes
+        if self.space < 0:
+            raise ValueError("its network has more weights than a file may hold")
+        if not stands_in_file(array):
+            raise ValueError(f"its {path} does not stand in the file as it is")
+        values = array[...].astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("some of its weights are no numbers")
+        self.arrays.append(values)
+        return values
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a setting is text, a number of usual size, or a list of a few."""
+    if isinstance(value, list):
+        return len(value) <= 4 and all(map(is_plain, value))
+    is_number = isinstance(value, bool | int | float) and abs(value) <= MAX_SETTING
+    return is_number or isinstance(value, str | None)
+
+
+def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
+    """Return the settings of a layer that matter to a prediction.
+
+    Others must be what Keras sets by default, which is None or False.
+    """
+    names, kept = LAYERS[kind][0].split(), {}
+    for name, value in config.items():
+        if name in names:
+            kept[name] = value
+            expected = is_plain(value) and (
+                name != "activation" or value in ACTIVATIONS
+            )
+        elif name == "dtype":
+            value = value["config"]["name"] if isinstance(value, dict) else value
+            expected = value == "float32"
+        elif name == "data_format":
+            expected = value in (None, "channels_last")
+        elif name == "groups":  # of depthwise convolutions in Keras 2
+            expected = value == 1
+        else:
+            expected = value in (None, False) or TRAINING.fullmatch(name)
+        if not expected:
+            raise ValueError(f"{name} of its layer {kind} is {value}")
+    return SimpleNamespace(**dict.fromkeys(names) | kept)
+
+
+def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
+    """Name the layers whose outputs a layer takes: that before it, if it names none."""
+    if "inbound_nodes" not in layer:
+        return [before]
+    [node] = layer["inbound_nodes"]  # a ValueError if the layer is used several times
+    if isinstance(node, list):  # Keras 2
+        return [tensor[0] for tensor in node]
+    [tensors] = node["args"]
+    tensors = tensors if isinstance(tensors, list) else [tensors]
+    return [tensor["config"]["keras_history"][0] for tensor in tensors]
+
+
+def modernize(network: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a network as Keras 3 would write that of Keras 2."""
+    config = network["config"]
+    config = {"name": "", "layers": config} if isinstance(config, list) else config
+    kind = {"Model": "Functional"}.get(network["class_name"], network["class_name"])
+    first, layers = config["layers"][0], config["layers"]
+    shape = first["config"].get("batch_input_shape")
+    if first["class_name"] == "InputLayer":
+        first["config"].setdefault("batch_shape", shape)
+    elif shape:
+        begin = {"name": "input", "batch_shape": shape}
+        layers = [{"class_name": "InputLayer", "config": begin}, *layers]
+    return {"class_name": kind, "config": config | {"layers": layers}}
+
+
+def are_class_names(names: Any) -> bool:
+    """Tell whether these are two or more different names, safe to print anywhere."""
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) and name.isprintable() for name in names)
+        and not any(name[:1] in "=+-@" for name in names)  # formulas in a CSV; empty
+        and len(set(names)) == len(names) > 1
+    )
+
+
+def describe_network(
+    file: h5py.File, config: dict[str, Any], class_names: list[str] | None
+) -> tuple[list[str], bool, str]:
+    """Read what a model file tells about a network's input and output.
+
+    Returns:
+        Its class names; whether it wants raw pixels; and what of it is assumed.
+    """
+    if "class_names" in file.attrs:
+        own, rescale = (
+            read_attribute(file, name) for name in ("class_names", "rescale")
+        )
+        if class_names:
+            raise UserError(f"{file.filename}: names its classes; omit --classes")
+        if rescale != RESCALE:
+            raise ValueError("it was trained on other pixels than gray in [0, 1]")
+        if not are_class_names(own):
+            raise ValueError(f"its class names are {own}")
+        return own, False, ""
+    if not class_names:
+        names = "give them in the order of its outputs: --classes angry fear ..."
+        raise UserError(f"{file.filename}: holds no class names; {names}")
+    layers = [
+        layer
+        for layer in config["config"]["layers"]
+        if layer["class_name"] == "Rescaling"
+    ]
+    raw = any(layer["config"]["scale"] <= 0.1 for layer in layers)
+    pixels = "0 to 255, which it scales itself" if raw else "0 to 1"
+    return class_names, raw, f"taken for a network of gray pixels of {pixels}"
+
+
 def shape_of(x: Any) -> list[int]:
     """Return the shape of a node without the axis of the batch."""
     return [size.get_length() for size in list(x.get_output_partial_shape(0))[1:]]
@@ -556,39 +679,13 @@ class Graph:
     Images are NCHW in it, which is 1.4 times as fast as Keras' NHWC.
     """
 
-    def __init__(self, file: h5py.File, name: str) -> None:
+    def __init__(self, weights: Weights) -> None:
         self.op = import_openvino().opset13
-        self.file, self.name, self.layer = file, name, ""
-        self.weights: list[np.ndarray] = []  # in Keras' order
-        self.space = MAX_BYTES  # that they may take
+        self.weights, self.layer = weights, ""  # the name of the present layer
 
     def read(self, name: str, *shape: int) -> np.ndarray:
-        """Read an array of the present layer, which must be of this shape.
-
-        Versions of Keras name it differently: "kernel:0", in Keras 2.
-        """
-        scopes = f"{self.name}/{self.layer}/", f"{self.layer}/", ""
-        names = name, f"{name}:0", f"depthwise_{name}:0"
-        paths = [
-            f"model_weights/{self.layer}/{scope}{name}"
-            for scope, name in itertools.product(scopes, names)
-        ]
-        found = ((path, find_array(self.file, path)) for path in paths)
-        path, array = next((f for f in found if f[1] is not None), (paths[0], None))
-        if array is None:
-            raise ValueError(f"{path} is not in it, or a link to something else")
-        if array.shape != shape:
-            raise ValueError(f"its {path} has shape {array.shape}, not {shape}")
-        self.space -= array.nbytes
-        if self.space < 0:
-            raise ValueError("its network has more weights than a file may hold")
-        if not stands_in_file(array):
-            raise ValueError(f"its {path} does not stand in the file as it is")
-        values = array[...].astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError("some of its weights are no numbers")
-        self.weights.append(values)
-        return values
+        """Read an array of the present layer, which must be of this shape."""
+        return self.weights.read(self.layer, name, shape)
 
     def read_channels(self, name: str, x: Any, axis: Any = -1) -> np.ndarray:
         """Read an array with a number for each channel of a node."""
@@ -832,67 +929,6 @@ TRAINING_ONLY = {
 }
 
 
-def is_plain(value: Any) -> bool:
-    """Tell whether a setting is text, a number of usual size, or a list of a few."""
-    if isinstance(value, list):
-        return len(value) <= 4 and all(map(is_plain, value))
-    is_number = isinstance(value, bool | int | float) and abs(value) <= MAX_SETTING
-    return is_number or isinstance(value, str | None)
-
-
-def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
-    """Return the settings of a layer that matter to a prediction.
-
-    Others must be what Keras sets by default, which is None or False.
-    """
-    names, kept = LAYERS[kind][0].split(), {}
-    for name, value in config.items():
-        if name in names:
-            kept[name] = value
-            expected = is_plain(value) and (
-                name != "activation" or value in ACTIVATIONS
-            )
-        elif name == "dtype":
-            value = value["config"]["name"] if isinstance(value, dict) else value
-            expected = value == "float32"
-        elif name == "data_format":
-            expected = value in (None, "channels_last")
-        elif name == "groups":  # of depthwise convolutions in Keras 2
-            expected = value == 1
-        else:
-            expected = value in (None, False) or TRAINING.fullmatch(name)
-        if not expected:
-            raise ValueError(f"{name} of its layer {kind} is {value}")
-    return SimpleNamespace(**dict.fromkeys(names) | kept)
-
-
-def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
-    """Name the layers whose outputs a layer takes: that before it, if it names none."""
-    if "inbound_nodes" not in layer:
-        return [before]
-    [node] = layer["inbound_nodes"]  # a ValueError if the layer is used several times
-    if isinstance(node, list):  # Keras 2
-        return [tensor[0] for tensor in node]
-    [tensors] = node["args"]
-    tensors = tensors if isinstance(tensors, list) else [tensors]
-    return [tensor["config"]["keras_history"][0] for tensor in tensors]
-
-
-def modernize(network: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a network as Keras 3 would write that of Keras 2."""
-    config = network["config"]
-    config = {"name": "", "layers": config} if isinstance(config, list) else config
-    kind = {"Model": "Functional"}.get(network["class_name"], network["class_name"])
-    first, layers = config["layers"][0], config["layers"]
-    shape = first["config"].get("batch_input_shape")
-    if first["class_name"] == "InputLayer":
-        first["config"].setdefault("batch_shape", shape)
-    elif shape:
-        begin = {"name": "input", "batch_shape": shape}
-        layers = [{"class_name": "InputLayer", "config": begin}, *layers]
-    return {"class_name": kind, "config": config | {"layers": layers}}
-
-
 def build_graph(graph: Graph, config: dict[str, Any], raw: bool) -> tuple[Any, Any]:
     """Build the network that a configuration describes; return its input and output.
 
@@ -931,14 +967,21 @@ def build_graph(graph: Graph, config: dict[str, Any], raw: bool) -> tuple[Any, A
     return faces, nodes[end]
 
 
-def are_class_names(names: Any) -> bool:
-    """Tell whether these are two or more different names, safe to print anywhere."""
-    return (
-        isinstance(names, list)
-        and all(isinstance(name, str) and name.isprintable() for name in names)
-        and not any(name[:1] in "=+-@" for name in names)  # formulas in a CSV; empty
-        and len(set(names)) == len(names) > 1
-    )
+def make_views(faces: np.ndarray) -> list[np.ndarray]:
+    """Show faces of shape (n, size, size, 1) as they are and scaled, each mirrored.
+
+    Pixels between others are interpolated, the edge is repeated. The first view is the
+    faces themselves.
+    """
+    pixels, views = np.arange(faces.shape[1]), []
+    middle = pixels.mean()
+    for scale in SCALES:
+        places = np.clip(middle + (pixels - middle) / scale, 0, pixels[-1])
+        weights = np.maximum(0, 1 - np.abs(places[:, np.newaxis] - pixels))
+        weights = weights.astype(faces.dtype)
+        view = (weights @ faces[..., 0] @ weights.T)[..., np.newaxis]
+        views += [view, view[:, :, ::-1]]
+    return views
 
 
 class Network:
@@ -955,7 +998,7 @@ class Network:
         class_names: list[str],
         assumed: str = "",
     ) -> None:
-        self.class_names, self.weights = class_names, graph.weights
+        self.class_names, self.weights = class_names, graph.weights.arrays
         self.size = shape_of(faces)[0]  # pixels a side of a face
         self.assumed = assumed  # what the file does not tell
         openvino = import_openvino()
@@ -984,38 +1027,6 @@ class Network:
         return means
 
 
-def describe_network(
-    file: h5py.File, config: dict[str, Any], class_names: list[str] | None
-) -> tuple[list[str], bool, str]:
-    """Read what a model file tells about a network's input and output.
-
-    Returns:
-        Its class names; whether it wants raw pixels; and what of it is assumed.
-    """
-    if "class_names" in file.attrs:
-        own, rescale = (
-            read_attribute(file, name) for name in ("class_names", "rescale")
-        )
-        if class_names:
-            raise UserError(f"{file.filename}: names its classes; omit --classes")
-        if rescale != RESCALE:
-            raise ValueError("it was trained on other pixels than gray in [0, 1]")
-        if not are_class_names(own):
-            raise ValueError(f"its class names are {own}")
-        return own, False, ""
-    if not class_names:
-        names = "give them in the order of its outputs: --classes angry fear ..."
-        raise UserError(f"{file.filename}: holds no class names; {names}")
-    layers = [
-        layer
-        for layer in config["config"]["layers"]
-        if layer["class_name"] == "Rescaling"
-    ]
-    raw = any(layer["config"]["scale"] <= 0.1 for layer in layers)
-    pixels = "0 to 255, which it scales itself" if raw else "0 to 1"
-    return class_names, raw, f"taken for a network of gray pixels of {pixels}"
-
-
 def load_model(path: str | Path, class_names: list[str] | None = None) -> Network:
     """Load a model file that train.py wrote; or, with class names, that Keras wrote.
 
@@ -1039,7 +1050,7 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
         with h5py.File(path) as file:
             config = modernize(read_attribute(file, "model_config"))
             names, raw, assumed = describe_network(file, config, class_names)
-            graph = Graph(file, config["config"]["name"])
+            graph = Graph(Weights(file, config["config"]["name"]))
             faces, output = build_graph(graph, config, raw)
             end = config["config"]["layers"][-1]["config"].get("activation")
             if assumed and end == "linear":
