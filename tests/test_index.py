@@ -157,6 +157,20 @@ def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:
     assert set(smaller.path) < set(validation.path)
 
 
+def test_new_images_move_few_old_ones_to_the_other_side(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "faces", ["angry", "sad"], train=100)
+    shutil.move(tree / "train" / "sad" / "99.png", tmp_path)
+
+    def held_out() -> set[str]:
+        split, _ = utils.index_folder(tree / "train", ["angry", "sad"])
+        return set(train.split_validation(split, 0.2)[1].table.path)
+
+    before = held_out()
+    shutil.move(tmp_path / "99.png", tree / "train" / "sad")
+    assert len(before) == len(held_out()) == 40
+    assert len(before - held_out()) <= 1
+
+
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_every_seed_holds_the_same_images_out(seed: str, tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "faces", CLASSES, train=8)
