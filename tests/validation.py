@@ -41,19 +41,23 @@ LIGHT = {
 }
 
 
-def read_attributes(path: Path) -> tuple[list[str], float]:
-    """Return class names and validation split of a model file."""
+def read_attributes(path: Path) -> tuple[list[str], float, dict[str, int]]:
+    """Return class names, validation split, and numbers of images of a model file."""
     with h5py.File(path) as file:
-        arguments = json.loads(file.attrs["arguments"])
-        return json.loads(file.attrs["class_names"]), arguments["validation_split"]
+        fraction = json.loads(file.attrs["arguments"])["validation_split"]
+        names, images = (json.loads(file.attrs[n]) for n in ("class_names", "images"))
+        return names, fraction, images
 
 
 def read_validation(
-    class_names: list[str], fraction: float
+    class_names: list[str], fraction: float, images: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the faces, (n, 48, 48, 1), and the class indices of the part."""
     split, _ = utils.index_folder(ROOT / "data" / "train", class_names)
-    _, validation = train.split_validation(split, fraction)
+    training, validation = train.split_validation(split, fraction)
+    found = {"train": len(training.table), "validation": len(validation.table)}
+    if not found.items() <= images.items():
+        sys.exit(f"trained on {images}, not {found}: by other code, or other images")
     return validation.faces(), validation.labels
 
 
