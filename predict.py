@@ -800,6 +800,15 @@ class Output:
             raise UserError(f"{place}: cannot write: {error.strerror}") from error
 
 
+class Run(NamedTuple):
+    """What a command has asked for and opened."""
+
+    args: argparse.Namespace
+    network: utils.Network
+    output: Output
+    used: set[str]  # names, as of spell, of the files that it has drawn or will
+
+
 def make_progress_bar(hidden: bool) -> Any:
     """Return a progress bar on stderr; it is hidden there if that is no terminal.
 
@@ -841,30 +850,24 @@ def predict(args: argparse.Namespace) -> int:
             raise UserError(f"{target}: one file for several images; name a folder")
     network = load_model(args)
     output = Output(args.output, args.format, network.class_names)
+    run = Run(args, network, output, used)
     groups = itertools.groupby(paths, lambda p: p not in found and is_video(p))
     for moving, group in groups:
         if moving:
             for path in group:
-                failed |= predict_video(network, path, args, output, used)
+                failed |= predict_video(run, path)
         else:
-            names = list(group)
-            failed |= predict_pictures(network, names, found, args, output, used)
+            failed |= predict_pictures(run, list(group), found)
     return int(failed)
 
 
-def predict_pictures(
-    network: utils.Network,
-    paths: Sequence[str],
-    found: set[str],
-    args: argparse.Namespace,
-    output: Output,
-    used: set[str],
-) -> bool:
+def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
     """Classify the faces in pictures; return whether anything is wrong with one."""
+    args, network, output, used = run
     if is_copy(args.plot):
         raise UsageError(f"{args.plot}: the copy of a video; {paths[0]} is none")
     read = functools.partial(read_faces, faces=args.faces, size=network.size)
-    alone = len(paths) == 1 and args.image == list(paths)
+    alone = len(paths) == 1 and args.image == paths
     failed, ignored = False, 0
     with make_progress_bar(hidden=len(paths) == 1) as bar:
         results = predict_files(network, paths, read)
@@ -995,30 +998,35 @@ def is_video(path: str) -> bool:
     return False
 
 
-def search_video(path: str, args: argparse.Namespace, size: int) -> Iterator[Any]:
-    """Find the faces in a video.
-
-    Yields:
-        First what FFmpeg tells about it, with rate, the frames a second that come, and
-        looks, those of them that are looked at. Then each frame: its time in seconds,
-        the image, and its faces, or None if it is not looked at.
-    """
-    own = 0
+def choose_rates(path: str, args: argparse.Namespace) -> tuple[float, float]:
+    """Return how many frames a second to read, and how many of them to look at."""
+    own = None
     if not CAMERA.fullmatch(path):
         about, frames = open_video(path, None)
         frames.close()
         own = about["fps"]
     looks = min(args.fps, own or args.fps)
-    rate = own or looks if is_copy(args.plot) else looks
-    about, frames = open_video(path, rate)
-    yield about | {"rate": rate, "looks": looks}
-    find = whole_face if args.faces == "never" else find_faces
-    last = -1
+    return own if own and is_copy(args.plot) else looks, looks
+
+
+def search_frames(
+    frames: Iterator[bytes],
+    image_size: tuple[int, int],
+    rates: tuple[float, float],
+    find: Callable[[Image.Image], list[Face]],
+) -> Iterator[tuple[float, Image.Image, list[Face] | None]]:
+    """Find the faces in the frames of a video; rates as of choose_rates.
+
+    Yields:
+        Of each frame its time in seconds, the image, and its faces, or None if it is
+        not looked at.
+    """
+    (rate, looks), last = rates, -1
     for number, content in enumerate(frames):
-        time, image = number / rate, Image.frombytes("RGB", about["size"], content)
-        now = math.floor(time * looks + 1e-6)
-        yield time, image, find(image, size) if now > last else None
-        last = now
+        time, image = number / rate, Image.frombytes("RGB", image_size, content)
+        look = math.floor(time * looks + 1e-6)
+        yield time, image, find(image) if look > last else None
+        last = look
 
 
 def prefetch(items: Iterator[Any]) -> Iterator[Any]:
@@ -1037,9 +1045,9 @@ def write_frame(
 
     On a terminal, the line of the frame before is rewritten if that is wanted.
     """
-    if output.kind != "text" and records:
-        output.write_records(records)
     if output.kind != "text":
+        if records:
+            output.write_records(records)
         return
     for record, track in zip(records, tracks, strict=True):
         tenths = round(10 * record["time"])
@@ -1053,72 +1061,80 @@ def write_frame(
         track.shown = shown
 
 
-def predict_video(
-    network: utils.Network,
-    path: str,
-    args: argparse.Namespace,
-    output: Output,
-    used: set[str],
-) -> bool:
+def watch(run: Run, path: str, rates: tuple[float, float], tracks: list[Track]) -> None:
+    """Write what faces show in a video or before a camera, and add them to the tracks.
+
+    Raises:
+        OSError: if it breaks off, or shows no face.
+    """
+    args, network, output, _ = run
+    names, is_camera = network.class_names, bool(CAMERA.fullmatch(path))
+    find = whole_face if args.faces == "never" else find_faces
+    about, frames = open_video(path, rates[0])
+    length, end, records = about["duration"], 0.0, []
+    find = functools.partial(find, size=network.size)
+    frames = prefetch(search_frames(frames, about["size"], rates, find))
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(make_progress_bar(hidden=is_camera))
+        if is_copy(args.plot):
+            copy = stack.enter_context(copying(args.plot, about, rates[0], names))
+        if is_camera:  # Ctrl-C is its usual end
+            stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        for time, image, faces in bar.track(frames, round(length * rates[0]) or None):
+            end = time + 1 / rates[0]
+            if faces is not None:
+                present = follow(tracks, faces, classify(network, faces), time)
+                means = [track.means[-1] for track in present]
+                result = list(zip(faces, means, strict=True))
+                records = make_records(path, result, names, args.min_confidence)
+                for record, track in zip(records, present, strict=True):
+                    record.update(time=round(time, 3), face=track.number)
+                write_frame(output, records, present, is_camera)
+            if is_copy(args.plot):
+                copy(image, records)
+    if not end:
+        raise OSError(f"{path}: no frame in it")
+    if not tracks and not is_camera:
+        raise NoFaceError(f"{path}: no face found")
+    if length > end + max(1, length / 20):
+        raise OSError(f"{path}: ends after {end:.1f} of {length:.1f} seconds")
+
+
+def predict_video(run: Run, path: str) -> bool:
     """Classify the faces in a video or before a camera; return whether it failed.
 
-    Probabilities are means over the last second of a face. At its end, faces that were
+    What was seen before a failure or Ctrl-C is summed up all the same; faces that were
     there for less than a second are left out.
     """
+    args, network, output, used = run
     if args.explain:
         raise UsageError(f"{path}: --explain takes no video")
-    names, is_camera = network.class_names, bool(CAMERA.fullmatch(path))
+    names, rates, failure, stop = network.class_names, (0, 0), None, None
     tracks: list[Track] = []
-    end, records, failed, stop, looks = 0.0, [], [], None, args.fps
     try:
-        frames = prefetch(search_video(path, args, network.size))
-        about = next(frames)
-        length, looks = about["duration"], about["looks"]
-        with contextlib.ExitStack() as stack:
-            bar = stack.enter_context(make_progress_bar(hidden=is_camera))
-            frames = bar.track(frames, round(length * about["rate"]) or None)
-            if is_copy(args.plot):
-                copy = stack.enter_context(copying(args.plot, about, names))
-            if is_camera:  # Ctrl-C is its usual end
-                stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-            for time, image, faces in frames:
-                end = time + 1 / about["rate"]
-                if faces is not None:
-                    present = follow(tracks, faces, classify(network, faces), time)
-                    means = [track.means[-1] for track in present]
-                    result = list(zip(faces, means, strict=True))
-                    records = make_records(path, result, names, args.min_confidence)
-                    for record, track in zip(records, present, strict=True):
-                        record.update(time=round(time, 3), face=track.number)
-                    write_frame(output, records, present, is_camera)
-                if is_copy(args.plot):
-                    copy(image, records)
-        if not end:
-            raise OSError(f"{path}: no frame in it")
-        if not tracks and not is_camera:
-            raise NoFaceError(f"{path}: no face found")
-        if length > end + max(1, length / 20):
-            raise OSError(f"{path}: ends after {end:.1f} of {length:.1f} seconds")
+        rates = choose_rates(path, args)
+        watch(run, path, rates, tracks)
     except KeyboardInterrupt as error:
         stop = error
-    except (OSError, RuntimeError) as error:
-        broken = f"{path}: ends within a frame, or its decoder failed"
-        failure = error if isinstance(error, OSError) else OSError(broken)
-        failed = make_records(path, failure, names, 0)
-        report(failed)
+    except RuntimeError:
+        failure = OSError(f"{path}: ends within a frame, or its decoder failed")
+    except OSError as error:
+        failure = error
+    if failure:
+        records = make_records(path, failure, names, 0)
+        report(records)
         if not tracks:
-            output.write_records(failed)
-            return True
-    tracks = [t for t in tracks if len(t.times) >= looks]  # there for a second
+            output.write_records(records)
+    tracks = [track for track in tracks if len(track.times) >= rates[1]]
     if tracks and args.format == "text":
-        output.write(describe_tracks(tracks, names, looks))
+        output.write(describe_tracks(tracks, names, rates[1]))
     if tracks and args.plot and not is_copy(args.plot):
         with utils.naming_classes(names) as shown:
             target = name_picture(args.plot, path, "emotions", used)
             save_figure(plot_timeline(tracks, shown), target)
     if stop:
         raise stop
-    return bool(failed)
+    return bool(failure)
 
 
 def is_copy(target: Path | None) -> bool:
@@ -1128,7 +1144,7 @@ def is_copy(target: Path | None) -> bool:
 
 @contextlib.contextmanager
 def copying(
-    target: Path, about: dict[str, Any], class_names: list[str]
+    target: Path, about: dict[str, Any], rate: float, class_names: list[str]
 ) -> Iterator[Callable[[Image.Image, list[dict[str, Any]]], None]]:
     """Write a video, as it is but without sound, with boxes and emotions of faces.
 
@@ -1142,7 +1158,7 @@ def copying(
         writer.send(image.tobytes())
 
     colors = choose_colors(class_names)
-    options = {"fps": about["rate"], "macro_block_size": 2}
+    options = {"fps": rate, "macro_block_size": 2}
     make_parent(target)
     with utils.atomic_write(target) as file:
         writer = imageio_ffmpeg.write_frames(str(file), about["size"], **options)
