@@ -231,11 +231,6 @@ def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_model_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no model file there.*python train\.py"):
-        utils.load_model(tmp_path / "model.h5")
-
-
 def test_metrics() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     predictions = np.array([0, 0, 0, 1, 1, 0, 0, 1])

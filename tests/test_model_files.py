@@ -76,11 +76,6 @@ def test_a_whole_file_is_loaded(path: Path) -> None:
     assert utils.load_model(path).class_names == CLASSES
 
 
-def test_the_model_that_ships_is_loaded() -> None:
-    root = Path(__file__).parent.parent
-    assert len(utils.load_model(root / utils.MODEL_PATH).class_names) == 6
-
-
 def test_models_made_earlier_are_loaded(path: Path) -> None:
     def use_relu(layers: list[dict]) -> None:
         for layer in layers:

@@ -108,18 +108,7 @@ def test_precision_of_gpus(
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_files_are_plain_float32(tree: Path, precision: str) -> None:
     path = tree.parent / "model.h5"
-    words = [
-        "--classes",
-        "angry",
-        "happy",
-        "sad",
-        "--filters",
-        "4",
-        "--dense-units",
-        "4",
-        "--epochs",
-        "2",
-    ]
+    words = "--classes angry happy sad --filters 4 --dense-units 4 --epochs 2".split()
     words += ["--batch-size", "8", "--precision", precision]
     train.main([*words, "--data-dir", str(tree), "--model-path", str(path)])
     utils.load_model(path)

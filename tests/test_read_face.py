@@ -214,19 +214,6 @@ def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_of_an_error_in_several_lines_the_first_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: object, **options: object) -> None:
-        raise RuntimeError("Invalid box\nsecond line")
-
-    path = write(tmp_path / "face.png", FACE)
-    monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(OSError) as error:
-        utils.read_pixels(path)
-    assert str(error.value) == f"{path}: Invalid box"
-
-
 def test_a_bomb_in_a_tile(tmp_path: Path) -> None:
     side = 16_000  # of the only tile; the image is a corner of it
     tags = {256: 48, 257: 48, 258: 8, 259: 1, 262: 1, 322: side, 323: side, 324: 0}
@@ -282,28 +269,24 @@ def test_pixels_without_a_known_range_are_refused(
         utils.read_pixels(write(tmp_path / "face.tif", image))
 
 
-@UNIX
-@pytest.mark.skipif(
-    getattr(os, "geteuid", lambda: 0)() == 0, reason="root may read anything"
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (RuntimeError("Invalid box\nsecond line"), "Invalid box"),
+    ],
 )
-def test_no_permission(tmp_path: Path) -> None:
-    path = write(tmp_path / "face.png", FACE)
-    path.chmod(0)
-    with pytest.raises(OSError, match=r"face\.png: Permission denied"):
-        utils.read_pixels(path)
-
-
-def test_what_the_system_refuses_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_reason_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
     path = write(tmp_path / "face.png", FACE)
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(OSError, match=rf"^{path}: Permission denied$"):
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError) as refusal:
         utils.read_pixels(path)
+    assert str(refusal.value) == f"{path}: {reason}"
 
 
 def test_list_files(tmp_path: Path) -> None:

@@ -15,16 +15,7 @@ import utils
 def run_main(tree: Path, *options: str) -> Path:
     """Train a small network on a tree, in this process; return the model's folder."""
     path = tree.parent / "models" / "small.h5"
-    words = [
-        "--filters",
-        "4",
-        "--dense-units",
-        "4",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "8",
-    ]
+    words = "--filters 4 --dense-units 4 --epochs 1 --batch-size 8".split()
     train.main(["--data-dir", str(tree), "--model-path", str(path), *words, *options])
     return path.parent
 
