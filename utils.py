@@ -528,7 +528,7 @@ class Weights:
         self.arrays: list[np.ndarray] = []  # as read, which is Keras' order
         self.space = MAX_BYTES  # that they may take
 
-    def read(self, layer: str, name: str, shape: Sequence[int]) -> np.ndarray:
+    def read(self, layer: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Read an array of a layer, which must be of this shape, as float32.
 
         Versions of Keras name it differently: "kernel:0", in Keras 2.
