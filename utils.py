@@ -463,9 +463,8 @@ def read_attribute(file: h5py.File, name: str) -> Any:
         only = ", perhaps weights only" if name == "model_config" else ""
         raise ValueError(f"it holds no {name}{only}")
     attribute = file.attrs.get_id(name)
-    if attribute.shape != () or attribute.get_storage_size() > MAX_ATTRIBUTE:
-        raise ValueError(f"its {name} is no text, or too long")
-    text = file.attrs[name]
+    is_one = attribute.shape == () and attribute.get_storage_size() <= MAX_ATTRIBUTE
+    text = file.attrs[name] if is_one else None
     if not isinstance(text, str | bytes) or len(text) > MAX_ATTRIBUTE:
         raise ValueError(f"its {name} is no text, or too long")
     return json.loads(text)
@@ -520,43 +519,6 @@ def stands_in_file(array: h5py.Dataset) -> bool:
     return True
 
 
-class Weights:
-    """The arrays of a network in a model file, of which each is checked when read."""
-
-    def __init__(self, file: h5py.File, network: str) -> None:
-        self.file, self.network = file, network
-        self.arrays: list[np.ndarray] = []  # as read, which is Keras' order
-        self.space = MAX_BYTES  # that they may take
-
-    def read(self, layer: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Read an array of a layer, which must be of this shape, as float32.
-
-        Versions of Keras name it differently: "kernel:0", in Keras 2.
-        """
-        scopes = f"{self.network}/{layer}/", f"{layer}/", ""
-        names = name, f"{name}:0", f"depthwise_{name}:0"
-        paths = [
-            f"model_weights/{layer}/{scope}{name}"
-            for scope, name in itertools.product(scopes, names)
-        ]
-        found = ((path, find_array(self.file, path)) for path in paths)
-        path, array = next((f for f in found if f[1] is not None), (paths[0], None))
-        if array is None:
-            raise ValueError(f"{path} is not in it, or a link to something else")
-        if array.shape != shape:
-            raise ValueError(f"its {path} has shape {array.shape}, not {shape}")
-        self.space -= array.nbytes
-        if self.space < 0:
-            raise ValueError("its network has more weights than a file may hold")
-        if not stands_in_file(array):
-            raise ValueError(f"its {path} does not stand in the file as it is")
-        values = array[...].astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError("some of its weights are no numbers")
-        self.arrays.append(values)
-        return values
-
-
 def is_plain(value: Any) -> bool:
     """Tell whether a setting is text, a number of usual size, or a list of a few."""
     if isinstance(value, list):
@@ -574,9 +536,8 @@ def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
     for name, value in config.items():
         if name in names:
             kept[name] = value
-            expected = is_plain(value) and (
-                name != "activation" or value in ACTIVATIONS
-            )
+            is_known = name != "activation" or value in ACTIVATIONS
+            expected = is_known and is_plain(value)
         elif name == "dtype":
             value = value["config"]["name"] if isinstance(value, dict) else value
             expected = value == "float32"
@@ -637,9 +598,8 @@ def describe_network(
         Its class names; whether it wants raw pixels; and what of it is assumed.
     """
     if "class_names" in file.attrs:
-        own, rescale = (
-            read_attribute(file, name) for name in ("class_names", "rescale")
-        )
+        own = read_attribute(file, "class_names")
+        rescale = read_attribute(file, "rescale")
         if class_names:
             raise UserError(f"{file.filename}: names its classes; omit --classes")
         if rescale != RESCALE:
@@ -650,12 +610,9 @@ def describe_network(
     if not class_names:
         names = "give them in the order of its outputs: --classes angry fear ..."
         raise UserError(f"{file.filename}: holds no class names; {names}")
-    layers = [
-        layer
-        for layer in config["config"]["layers"]
-        if layer["class_name"] == "Rescaling"
-    ]
-    raw = any(layer["config"]["scale"] <= 0.1 for layer in layers)
+    layers = config["config"]["layers"]
+    scales = [x["config"]["scale"] for x in layers if x["class_name"] == "Rescaling"]
+    raw = any(scale <= 0.1 for scale in scales)
     pixels = "0 to 255, which it scales itself" if raw else "0 to 1"
     return class_names, raw, f"taken for a network of gray pixels of {pixels}"
 
@@ -663,6 +620,16 @@ def describe_network(
 def shape_of(x: Any) -> list[int]:
     """Return the shape of a node without the axis of the batch."""
     return [size.get_length() for size in list(x.get_output_partial_shape(0))[1:]]
+
+
+def channel_axis(x: Any) -> int:
+    """Return the axis of a node's channels."""
+    return 1 if is_image(x) else len(shape_of(x))
+
+
+def is_image(x: Any) -> bool:
+    """Tell whether a node holds images, of the shape (channels, height, width)."""
+    return len(shape_of(x)) == 3
 
 
 def pair(value: Any) -> list[int]:
@@ -674,39 +641,62 @@ def pair(value: Any) -> list[int]:
 
 
 class Graph:
-    """An OpenVINO graph that grows layer by layer.
+    """An OpenVINO graph that grows layer by layer, with the weights of a model file.
 
     Images are NCHW in it, which is 1.4 times as fast as Keras' NHWC.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, file: h5py.File, network: str) -> None:
         self.op = import_openvino().opset13
-        self.weights, self.layer = weights, ""  # the name of the present layer
+        self.file, self.network = file, network
+        self.layer = ""  # the name of the present layer
+        self.faces = self.output = None  # its first node, and its last
+        self.weights: list[np.ndarray] = []  # as read, which is Keras' order
+        self.space = MAX_BYTES  # that they may take
 
     def read(self, name: str, *shape: int) -> np.ndarray:
-        """Read an array of the present layer, which must be of this shape."""
-        return self.weights.read(self.layer, name, shape)
+        """Read an array of the present layer, which must be of this shape, as float32.
 
-    def read_channels(self, name: str, x: Any, axis: Any = -1) -> np.ndarray:
+        Versions of Keras name it differently: "kernel:0", in Keras 2.
+        """
+        scopes = f"{self.network}/{self.layer}/", f"{self.layer}/", ""
+        names = name, f"{name}:0", f"depthwise_{name}:0"
+        paths = [
+            f"model_weights/{self.layer}/{scope}{name}"
+            for scope, name in itertools.product(scopes, names)
+        ]
+        for path in paths:
+            array = find_array(self.file, path)
+            if array is not None:
+                break
+        else:
+            raise ValueError(f"{paths[0]} is not in it, or a link to something else")
+        if array.shape != shape:
+            raise ValueError(f"its {path} has shape {array.shape}, not {shape}")
+        self.space -= array.nbytes
+        if self.space < 0:
+            raise ValueError("its network has more weights than a file may hold")
+        if not stands_in_file(array):
+            raise ValueError(f"its {path} does not stand in the file as it is")
+        values = array[...].astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("some of its weights are no numbers")
+        self.weights.append(values)
+        return values
+
+    def read_channels(self, name: str, x: Any) -> np.ndarray:
         """Read an array with a number for each channel of a node."""
-        shape = shape_of(x)
-        width = shape[self.channel_axis(x, axis) - 1]
-        return self.read(name, width).reshape(-1, *[1] * (2 * (len(shape) == 3)))
-
-    def channel_axis(self, x: Any, axis: Any = -1) -> int:
-        """Return where the channels are; the axis of a layer must be theirs."""
-        rank = len(shape_of(x)) + 1
-        if axis not in (-1, rank - 1, [-1], [rank - 1]):
-            raise ValueError(f"axis of its layer {self.layer} is {axis}, not the last")
-        return 1 if rank == 4 else rank - 1
+        if is_image(x):
+            return self.read(name, shape_of(x)[0]).reshape(-1, 1, 1)
+        return self.read(name, shape_of(x)[-1])
 
     def channels_last(self, x: Any) -> Any:
         """Return images as NHWC, and what is no image as it is."""
-        return self.op.transpose(x, [0, 2, 3, 1]) if len(shape_of(x)) == 3 else x
+        return self.op.transpose(x, [0, 2, 3, 1]) if is_image(x) else x
 
     def channels_first(self, x: Any) -> Any:
         """Return images as NCHW, and what is no image as it is."""
-        return self.op.transpose(x, [0, 3, 1, 2]) if len(shape_of(x)) == 3 else x
+        return self.op.transpose(x, [0, 3, 1, 2]) if is_image(x) else x
 
 
 def finish(g: Graph, x: Any, c: SimpleNamespace) -> Any:
@@ -764,16 +754,15 @@ def dense(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     return finish(g, g.channels_first(x), c)
 
 
-def pool(g: Graph, x: Any, c: SimpleNamespace, **options: Any) -> Any:
+def pool(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
     """MaxPooling2D, and AveragePooling2D, which leaves the padding out."""
-    kind = g.op.avg_pool if options else import_openvino().opset1.max_pool
-    size, strides = pair(c.pool_size), pair(c.strides or c.pool_size)
-    return kind(
-        x, strides, [0, 0], [0, 0], size, **options, auto_pad=PADDINGS[c.padding]
-    )
+    options = {"exclude_pad": True} if name == "avg_pool" else {}
+    options["auto_pad"] = PADDINGS[c.padding]
+    op = getattr(import_openvino().opset1, name)  # later ones have two outputs
+    return op(x, pair(c.strides), [0, 0], [0, 0], pair(c.pool_size), **options)
 
 
-def reduce(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
+def pool_globally(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
     """GlobalMaxPooling2D and GlobalAveragePooling2D."""
     return getattr(g.op, name)(x, [2, 3], c.keepdims is True)
 
@@ -786,23 +775,23 @@ def scale_and_shift(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 def batch_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """BatchNormalization, with the statistics that training has gathered."""
-    gamma = g.read_channels("gamma", x, c.axis) if c.scale else np.float32(1)
-    beta = g.read_channels("beta", x, c.axis) if c.center else np.float32(0)
-    mean = g.read_channels("moving_mean", x, c.axis)
-    variance = g.read_channels("moving_variance", x, c.axis)
+    gamma = g.read_channels("gamma", x) if c.scale else np.float32(1)
+    beta = g.read_channels("beta", x) if c.center else np.float32(0)
+    mean = g.read_channels("moving_mean", x)
+    variance = g.read_channels("moving_variance", x)
     gamma = gamma / np.sqrt(np.maximum(variance, 0) + np.float32(c.epsilon))
     return g.op.add(g.op.multiply(x, gamma), beta - gamma * mean)
 
 
 def layer_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """LayerNormalization, along the channels."""
-    axes, epsilon = [g.channel_axis(x, c.axis)], float(c.epsilon)
-    return scale_and_shift(g, g.op.mvn(x, axes, True, epsilon, "INSIDE_SQRT"), c)
+    x = g.op.mvn(x, [channel_axis(x)], True, float(c.epsilon), "INSIDE_SQRT")
+    return scale_and_shift(g, x, c)
 
 
 def group_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """GroupNormalization."""
-    width = shape_of(x)[g.channel_axis(x, c.axis) - 1]
+    width = shape_of(x)[channel_axis(x) - 1]
     ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
     groups = width if c.groups == -1 else c.groups
     x = g.op.group_normalization(x, ones, zeros, groups, float(c.epsilon))
@@ -819,21 +808,15 @@ def prelu(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """PReLU."""
     sizes, shared = shape_of(g.channels_last(x)), c.shared_axes or []
     shape = [1 if axis in shared else size for axis, size in enumerate(sizes, 1)]
-    alpha = g.read("alpha", *shape)
-    alpha = alpha.transpose(2, 0, 1) if len(shape) == 3 else alpha
-    zero = np.float32(0)
+    alpha, zero = g.read("alpha", *shape), np.float32(0)
+    alpha = alpha.transpose(2, 0, 1) if is_image(x) else alpha
     below = g.op.multiply(g.op.minimum(x, zero), alpha)
     return g.op.add(g.op.maximum(x, zero), below)
 
 
-def flatten(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Flatten."""
-    return g.op.reshape(g.channels_last(x), [-1, math.prod(shape_of(x))], False)
-
-
 def reshape(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Reshape."""
-    x, shape = g.channels_last(x), list(c.target_shape)
+    """Reshape; and Flatten, which has no target: one row."""
+    x, shape = g.channels_last(x), list(c.target_shape or [-1])
     size = math.prod(shape_of(x))
     if -1 in shape:
         shape[shape.index(-1)] = size // -math.prod(shape)
@@ -844,9 +827,8 @@ def reshape(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 def zero_padding(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """ZeroPadding2D."""
-    padding = c.padding if isinstance(c.padding, list) else [c.padding] * 2
-    sides = [pair(value) for value in padding]
-    begin, end = ([0, 0, *(side[i] for side in sides)] for i in (0, 1))
+    (top, bottom), (left, right) = map(pair, c.padding)
+    begin, end = [0, 0, top, left], [0, 0, bottom, right]
     return g.op.pad(x, begin, end, "constant", np.float32(0))
 
 
@@ -857,7 +839,7 @@ def rescaling(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 def concatenate(g: Graph, x: list, c: SimpleNamespace) -> Any:
     """Concatenate, of channels."""
-    return g.op.concat(x, g.channel_axis(x[0], c.axis))
+    return g.op.concat(x, channel_axis(x[0]))
 
 
 def merge(g: Graph, x: list, c: SimpleNamespace, name: str) -> Any:
@@ -884,26 +866,24 @@ ACTIVATIONS: dict[str, Callable[[Graph, Any], Any]] = {
     "softplus": lambda g, x: g.op.softplus(x),
     "softsign": lambda g, x: g.op.softsign(x),
     "exponential": lambda g, x: g.op.exp(x),
-    "softmax": lambda g, x: g.op.softmax(x, g.channel_axis(x)),
+    "softmax": lambda g, x: g.op.softmax(x, channel_axis(x)),
 }
 PADDINGS = {"same": "same_upper", "valid": "valid"}
 CONVOLUTION = "kernel_size strides padding dilation_rate use_bias activation"
 POOLING = "pool_size strides padding"
 NORMALIZATION = "axis epsilon center scale"
 # What a network may be made of. A kind of layer has the settings that matter to a
-# prediction, and what it computes of a graph, a node, and the settings.
-LAYERS: dict[str, tuple[str, Callable]] = {
+# prediction, a function that computes it of a graph, a node, and the settings, and the
+# name of OpenVINO's operation if kinds share the function.
+LAYERS: dict[str, tuple] = {
     "Conv2D": (f"{CONVOLUTION} filters groups", conv2d),
     "DepthwiseConv2D": (f"{CONVOLUTION} depth_multiplier", depthwise_conv2d),
     "SeparableConv2D": (f"{CONVOLUTION} depth_multiplier filters", separable_conv2d),
     "Dense": ("units use_bias activation", dense),
-    "MaxPooling2D": (POOLING, pool),
-    "AveragePooling2D": (POOLING, functools.partial(pool, exclude_pad=True)),
-    "GlobalMaxPooling2D": ("keepdims", functools.partial(reduce, name="reduce_max")),
-    "GlobalAveragePooling2D": (
-        "keepdims",
-        functools.partial(reduce, name="reduce_mean"),
-    ),
+    "MaxPooling2D": (POOLING, pool, "max_pool"),
+    "AveragePooling2D": (POOLING, pool, "avg_pool"),
+    "GlobalMaxPooling2D": ("keepdims", pool_globally, "reduce_max"),
+    "GlobalAveragePooling2D": ("keepdims", pool_globally, "reduce_mean"),
     "BatchNormalization": (NORMALIZATION, batch_normalization),
     "LayerNormalization": (NORMALIZATION, layer_normalization),
     "GroupNormalization": (f"{NORMALIZATION} groups", group_normalization),
@@ -912,13 +892,13 @@ LAYERS: dict[str, tuple[str, Callable]] = {
     "LeakyReLU": ("max_value negative_slope alpha", relu),
     "PReLU": ("shared_axes", prelu),
     "ELU": ("alpha", lambda g, x, c: g.op.elu(x, c.alpha)),
-    "Softmax": ("axis", lambda g, x, c: g.op.softmax(x, g.channel_axis(x, c.axis))),
-    "Flatten": ("", flatten),
+    "Softmax": ("axis", lambda g, x, c: g.op.softmax(x, channel_axis(x))),
+    "Flatten": ("target_shape", reshape),
     "Reshape": ("target_shape", reshape),
     "ZeroPadding2D": ("padding", zero_padding),
     "Rescaling": ("scale offset", rescaling),
-    "Add": ("", functools.partial(merge, name="add")),
-    "Multiply": ("", functools.partial(merge, name="multiply")),
+    "Add": ("", merge, "add"),
+    "Multiply": ("", merge, "multiply"),
     "Concatenate": ("axis", concatenate),
 }
 MERGING = {"Add", "Multiply", "Concatenate"}
@@ -929,10 +909,30 @@ TRAINING_ONLY = {
 }
 
 
-def build_graph(graph: Graph, config: dict[str, Any], raw: bool) -> tuple[Any, Any]:
-    """Build the network that a configuration describes; return its input and output.
+def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
+    """Compute what a layer puts out for the nodes that it takes."""
+    kind, output = layer["class_name"], inputs[0]
+    if kind not in LAYERS and kind not in TRAINING_ONLY:
+        raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS")
+    g.layer = layer["config"]["name"]
+    if kind in LAYERS:
+        settings = read_settings(kind, layer["config"])
+        rank = len(shape_of(output)) + 1
+        axis = getattr(settings, "axis", -1)
+        if axis not in (-1, rank - 1, [-1], [rank - 1]):
+            raise ValueError(f"axis of its layer {g.layer} is {axis}, not the last")
+        _, compute, *operation = LAYERS[kind]
+        output = compute(g, inputs if kind in MERGING else output, settings, *operation)
+    sizes = shape_of(output)
+    if min(sizes) < 1 or math.prod(sizes) > MAX_VALUES:
+        raise ValueError(f"its layer {g.layer} puts out {sizes}")
+    return output
 
-    The input is in [0, 1] also if the network wants raw pixels.
+
+def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
+    """Build the network that a configuration describes.
+
+    Its input is in [0, 1] also if the network wants raw pixels.
     """
     if config["class_name"] not in ("Sequential", "Functional"):
         raise ValueError(f"its network is of kind {config['class_name']}")
@@ -943,28 +943,19 @@ def build_graph(graph: Graph, config: dict[str, Any], raw: bool) -> tuple[Any, A
     size = shape[1]
     if shape != [None, size, size, 1] or not MIN_SIDE <= pair(size)[0] <= MAX_SIZE:
         raise ValueError(f"its input is {tuple(shape)}, not gray squares")
-    faces = graph.op.parameter([-1, *shape[1:]], np.float32)
-    before = first["config"]["name"]
-    pixels = graph.op.multiply(faces, np.float32(1 / RESCALE)) if raw else faces
-    nodes, used = {before: graph.channels_first(pixels)}, set()
+    g = Graph(file, config["config"]["name"])
+    g.faces = g.op.parameter([-1, *shape[1:]], np.float32)
+    pixels = g.op.multiply(g.faces, np.float32(1 / RESCALE)) if raw else g.faces
+    g.layer = first["config"]["name"]
+    nodes, used = {g.layer: g.channels_first(pixels)}, set()
     for layer in layers:
-        kind, names = layer["class_name"], name_inputs(layer, before)
-        inputs = [nodes[name] for name in names]
+        names = name_inputs(layer, before=g.layer)
         used.update(names)
-        if kind not in LAYERS and kind not in TRAINING_ONLY:
-            raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS")
-        before = graph.layer = layer["config"]["name"]
-        output = inputs[0]
-        if kind in LAYERS:
-            settings = read_settings(kind, layer["config"])
-            x = inputs if kind in MERGING else inputs[0]
-            output = LAYERS[kind][1](graph, x, settings)
-        sizes = shape_of(output)
-        if min(sizes) < 1 or math.prod(sizes) > MAX_VALUES:
-            raise ValueError(f"its layer {before} puts out {sizes}")
-        nodes[before] = output
+        output = add_layer(g, layer, [nodes[name] for name in names])
+        nodes[g.layer] = output
     [end] = nodes.keys() - used
-    return faces, nodes[end]
+    g.output = nodes[end]
+    return g
 
 
 def make_views(faces: np.ndarray) -> list[np.ndarray]:
@@ -990,19 +981,12 @@ class Network:
     OpenVINO calculates in float32, whatever the processor's fastest precision is.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        faces: Any,
-        output: Any,
-        class_names: list[str],
-        assumed: str = "",
-    ) -> None:
-        self.class_names, self.weights = class_names, graph.weights.arrays
-        self.size = shape_of(faces)[0]  # pixels a side of a face
+    def __init__(self, graph: Graph, class_names: list[str], assumed: str) -> None:
+        self.class_names, self.weights = class_names, graph.weights
+        self.size = shape_of(graph.faces)[0]  # pixels a side of a face
         self.assumed = assumed  # what the file does not tell
         openvino = import_openvino()
-        model = openvino.Model([output], [faces])
+        model = openvino.Model([graph.output], [graph.faces])
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self.compiled = openvino.compile_model(model, "CPU", options)
         self.lock = threading.Lock()  # a compiled model answers one thread at a time
@@ -1050,16 +1034,16 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
         with h5py.File(path) as file:
             config = modernize(read_attribute(file, "model_config"))
             names, raw, assumed = describe_network(file, config, class_names)
-            graph = Graph(Weights(file, config["config"]["name"]))
-            faces, output = build_graph(graph, config, raw)
-            end = config["config"]["layers"][-1]["config"].get("activation")
-            if assumed and end == "linear":
-                output = graph.op.softmax(output, -1)
-                assumed += ", and of logits"
-        if shape_of(output) != [len(names)]:
-            count = "x".join(map(str, shape_of(output)))
+            graph = build_graph(file, config, raw)
+        shape = shape_of(graph.output)
+        if shape != [len(names)]:
+            count = "x".join(map(str, shape))
             raise ValueError(f"it has {count} outputs for {len(names)} classes")
-        return Network(graph, faces, output, names, assumed)
+        last = config["config"]["layers"][-1]["config"]
+        if assumed and last.get("activation") == "linear":
+            graph.output = graph.op.softmax(graph.output, -1)
+            assumed += ", and of logits"
+        return Network(graph, names, assumed)
     except MODEL_ERRORS as error:
         reason = str(error).partition("\n")[0][:300]
         raise UserError(
