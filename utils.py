@@ -532,12 +532,12 @@ def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
 
     Others must be what Keras sets by default, which is None or False.
     """
-    names, kept = LAYERS[kind][0].split(), {}
+    names = LAYERS[kind][0].split()
     for name, value in config.items():
         if name in names:
-            kept[name] = value
-            is_known = name != "activation" or value in ACTIVATIONS
-            expected = is_known and is_plain(value)
+            expected = is_plain(value)
+            if name == "activation":
+                expected = expected and value in ACTIVATIONS
         elif name == "dtype":
             value = value["config"]["name"] if isinstance(value, dict) else value
             expected = value == "float32"
@@ -549,7 +549,7 @@ def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
             expected = value in (None, False) or TRAINING.fullmatch(name)
         if not expected:
             raise ValueError(f"{name} of its layer {kind} is {value}")
-    return SimpleNamespace(**dict.fromkeys(names) | kept)
+    return SimpleNamespace(**UNSET | {name: config.get(name) for name in names})
 
 
 def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
@@ -699,13 +699,6 @@ class Graph:
         return self.op.transpose(x, [0, 3, 1, 2]) if is_image(x) else x
 
 
-def finish(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Add a bias, if there is one, and activate."""
-    if c.use_bias:
-        x = g.op.add(x, g.read_channels("bias", x))
-    return ACTIVATIONS[c.activation](g, x)
-
-
 def convolve(
     g: Graph, x: Any, c: SimpleNamespace, kernel: np.ndarray, groups: int
 ) -> Any:
@@ -719,39 +712,34 @@ def convolve(
     return g.op.group_convolution(x, weights, *options)
 
 
-def convolve_depthwise(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
-    """Convolve each channel with kernels of its own."""
-    channels = shape_of(x)[0]
-    kernel = g.read(name, *pair(c.kernel_size), channels, c.depth_multiplier)
-    return convolve(g, x, c, kernel.reshape(*kernel.shape[:2], 1, -1), channels)
-
-
 def conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """Conv2D."""
     groups = c.groups or 1  # early versions of Keras knew none
     channels = shape_of(x)[0] // groups
     kernel = g.read("kernel", *pair(c.kernel_size), channels, c.filters)
-    return finish(g, convolve(g, x, c, kernel, groups), c)
+    return convolve(g, x, c, kernel, groups)
 
 
-def depthwise_conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """DepthwiseConv2D."""
-    return finish(g, convolve_depthwise(g, x, c, "kernel"), c)
+def depthwise_conv2d(g: Graph, x: Any, c: SimpleNamespace, name: str = "kernel") -> Any:
+    """DepthwiseConv2D: each channel has kernels of its own."""
+    channels = shape_of(x)[0]
+    kernel = g.read(name, *pair(c.kernel_size), channels, c.depth_multiplier)
+    return convolve(g, x, c, kernel.reshape(*kernel.shape[:2], 1, -1), channels)
 
 
 def separable_conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """SeparableConv2D."""
-    x = convolve_depthwise(g, x, c, "depthwise_kernel")
+    x = depthwise_conv2d(g, x, c, "depthwise_kernel")
     kernel = g.read("pointwise_kernel", 1, 1, shape_of(x)[0], c.filters)
     c.strides = c.dilation_rate = 1
-    return finish(g, convolve(g, x, c, kernel, groups=1), c)
+    return convolve(g, x, c, kernel, groups=1)
 
 
 def dense(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """Dense, along the channels."""
     x = g.channels_last(x)
     x = g.op.matmul(x, g.read("kernel", shape_of(x)[-1], c.units), False, False)
-    return finish(g, g.channels_first(x), c)
+    return g.channels_first(x)
 
 
 def pool(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
@@ -869,6 +857,8 @@ ACTIVATIONS: dict[str, Callable[[Graph, Any], Any]] = {
     "softmax": lambda g, x: g.op.softmax(x, channel_axis(x)),
 }
 PADDINGS = {"same": "same_upper", "valid": "valid"}
+# Settings of layers that have none such.
+UNSET = {"axis": -1, "use_bias": False, "activation": "linear"}
 CONVOLUTION = "kernel_size strides padding dilation_rate use_bias activation"
 POOLING = "pool_size strides padding"
 NORMALIZATION = "axis epsilon center scale"
@@ -887,7 +877,7 @@ LAYERS: dict[str, tuple] = {
     "BatchNormalization": (NORMALIZATION, batch_normalization),
     "LayerNormalization": (NORMALIZATION, layer_normalization),
     "GroupNormalization": (f"{NORMALIZATION} groups", group_normalization),
-    "Activation": ("activation", lambda g, x, c: ACTIVATIONS[c.activation](g, x)),
+    "Activation": ("activation", lambda g, x, c: x),
     "ReLU": ("max_value negative_slope alpha", relu),
     "LeakyReLU": ("max_value negative_slope alpha", relu),
     "PReLU": ("shared_axes", prelu),
@@ -916,13 +906,15 @@ def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
         raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS")
     g.layer = layer["config"]["name"]
     if kind in LAYERS:
-        settings = read_settings(kind, layer["config"])
-        rank = len(shape_of(output)) + 1
-        axis = getattr(settings, "axis", -1)
-        if axis not in (-1, rank - 1, [-1], [rank - 1]):
-            raise ValueError(f"axis of its layer {g.layer} is {axis}, not the last")
+        c, rank = read_settings(kind, layer["config"]), len(shape_of(output)) + 1
+        if c.axis not in (-1, rank - 1, [-1], [rank - 1]):
+            raise ValueError(f"axis of its layer {g.layer} is {c.axis}, not the last")
         _, compute, *operation = LAYERS[kind]
-        output = compute(g, inputs if kind in MERGING else output, settings, *operation)
+        x = inputs if kind in MERGING else output
+        output = compute(g, x, c, *operation)
+        if c.use_bias:
+            output = g.op.add(output, g.read_channels("bias", output))
+        output = ACTIVATIONS[c.activation](g, output)
     sizes = shape_of(output)
     if min(sizes) < 1 or math.prod(sizes) > MAX_VALUES:
         raise ValueError(f"its layer {g.layer} puts out {sizes}")
