@@ -28,12 +28,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import h5py
 import numpy as np
 import pillow_heif
 from PIL import Image, ImageOps
 
 if TYPE_CHECKING:  # what takes long to import is imported where it is used
-    import h5py
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -476,8 +476,6 @@ def find_array(group: h5py.Group, path: str) -> h5py.Dataset | None:
     Raises:
         ValueError: if there is something else than an array of float32 or float16.
     """
-    import h5py
-
     item = group
     for name in path.split("/"):
         is_group = isinstance(item, h5py.Group)
@@ -491,8 +489,6 @@ def find_array(group: h5py.Group, path: str) -> h5py.Dataset | None:
 
 def stands_in_file(array: h5py.Dataset) -> bool:
     """Tell whether an array's own file holds it, at most compressed, and only it."""
-    import h5py
-
     properties = array.id.get_create_plist()
     if array.external or array.is_virtual:
         return False
@@ -1014,8 +1010,6 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
         raise UserError(f"{path}: no model file there; {make}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: Permission denied")
-    import h5py
-
     try:
         if os.path.getsize(path) > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB")
