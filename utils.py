@@ -243,7 +243,7 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
             raise NotAnImageError(f"{path}: not an image") from error
         raise OSError(f"{path}: empty file") from error
     except DECODER_ERRORS as error:
-        reason = getattr(error, "strerror", None) or error or "unreadable"
+        reason = getattr(error, "strerror", None) or str(error) or "unreadable"
         if isinstance(error, Image.DecompressionBombError):  # Pillow's, at the double
             reason = TOO_LARGE
         line = str(reason).partition("\n")[0]
@@ -251,13 +251,10 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Scale an image of mode L or RGB to square grayscale, size pixels a side.
+    """Scale an image of mode L or RGB to square grayscale, uint8 of (size, size).
 
     Of one that is not square the centre square is used, so that a face keeps its
     proportions. A gray image that already has the right size stays as it is.
-
-    Returns:
-        Pixels of shape (size, size), uint8.
     """
     gray = image.convert("L")
     if gray.size != (size, size):
@@ -424,17 +421,15 @@ def index_folder(
         if len(found) > 1 and not partial:
             message += f"; to train on these: --classes {join_command(found)}"
         raise UserError(message)
-    files = {name: list(list_files(path)) for name, path in folders.items()}
-    rows = [(path, name) for name in folders for path in files[name]]
+    rows = [(path, name) for name in folders for path in list_files(folders[name])]
     table = pd.DataFrame(rows, columns=["path", "emotion"])
     table["emotion"] = pd.Categorical(table.emotion, class_names)
     read = functools.partial(read_pixels, size=size)
     split, unreadable = index_images(table, list(table.path), read, scratch)
     for name, path in folders.items():
         if name not in split.table.emotion.values:
-            raise UserError(
-                f"{path}: no image, {len(files[name])} files of other kinds"
-            )
+            count = (table.emotion == name).sum()
+            raise UserError(f"{path}: no image, {count} files of other kinds")
     return split, unreadable
 
 
@@ -470,13 +465,13 @@ def read_attribute(file: h5py.File, name: str) -> Any:
     return json.loads(text)
 
 
-def find_array(group: h5py.Group, path: str) -> h5py.Dataset | None:
+def find_array(file: h5py.File, path: str) -> h5py.Dataset | None:
     """Return an array that stands in the file itself, or None.
 
     Raises:
         ValueError: if there is something else than an array of float32 or float16.
     """
-    item = group
+    item = file
     for name in path.split("/"):
         is_group = isinstance(item, h5py.Group)
         if not is_group or type(item.get(name, getlink=True)) is not h5py.HardLink:
@@ -489,11 +484,11 @@ def find_array(group: h5py.Group, path: str) -> h5py.Dataset | None:
 
 def stands_in_file(array: h5py.Dataset) -> bool:
     """Tell whether an array's own file holds it, at most compressed, and only it."""
-    properties = array.id.get_create_plist()
     if array.external or array.is_virtual:
         return False
-    if properties.get_layout() != h5py.h5d.CHUNKED:
+    if array.chunks is None:
         return array.id.get_storage_size() == array.nbytes
+    properties = array.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     size = math.prod(array.chunks) * array.dtype.itemsize
     places = [range(0, *pair) for pair in zip(array.shape, array.chunks, strict=True)]
@@ -1176,7 +1171,8 @@ def find_fonts(text: str) -> list[str] | None:
     for font in font_manager.fontManager.ttflist:
         if missing and not font.name.startswith("Last Resort"):  # which has boxes
             new = missing & letters(font.fname)
-            found += [font.name] * bool(new)
+            if new:
+                found.append(font.name)
             missing -= new
     if not missing:
         return found
