@@ -556,10 +556,10 @@ def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
 
 
 def modernize(network: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a network as Keras 3 would write that of Keras 2."""
-    config = network["config"]
+    """Return kind, name and layers of a network, as of Keras 3 if Keras 2 wrote it."""
+    kind, config = network["class_name"], network["config"]
+    kind = "Functional" if kind == "Model" else kind
     config = {"name": "", "layers": config} if isinstance(config, list) else config
-    kind = {"Model": "Functional"}.get(network["class_name"], network["class_name"])
     first, layers = config["layers"][0], config["layers"]
     shape = first["config"].get("batch_input_shape")
     if first["class_name"] == "InputLayer":
@@ -567,7 +567,7 @@ def modernize(network: dict[str, Any]) -> dict[str, Any]:
     elif shape:
         begin = {"name": "input", "batch_shape": shape}
         layers = [{"class_name": "InputLayer", "config": begin}, *layers]
-    return {"class_name": kind, "config": config | {"layers": layers}}
+    return {"class_name": kind, "name": config["name"], "layers": layers}
 
 
 def are_class_names(names: Any) -> bool:
@@ -601,9 +601,8 @@ def describe_network(
     if not class_names:
         names = "give them in the order of its outputs: --classes angry fear ..."
         raise UserError(f"{file.filename}: holds no class names; {names}")
-    layers = config["config"]["layers"]
-    scales = [x["config"]["scale"] for x in layers if x["class_name"] == "Rescaling"]
-    raw = any(scale <= 0.1 for scale in scales)
+    scalings = [x for x in config["layers"] if x["class_name"] == "Rescaling"]
+    raw = any(layer["config"]["scale"] <= 0.1 for layer in scalings)
     pixels = "0 to 255, which it scales itself" if raw else "0 to 1"
     return class_names, raw, f"taken for a network of gray pixels of {pixels}"
 
@@ -919,14 +918,14 @@ def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
     """
     if config["class_name"] not in ("Sequential", "Functional"):
         raise ValueError(f"its network is of kind {config['class_name']}")
-    first, *layers = config["config"]["layers"]
+    first, *layers = config["layers"]
     if len(layers) > MAX_LAYERS:
         raise ValueError("its network is too deep")
     shape = first["config"]["batch_shape"]
     size = shape[1]
     if shape != [None, size, size, 1] or not MIN_SIDE <= pair(size)[0] <= MAX_SIZE:
         raise ValueError(f"its input is {tuple(shape)}, not gray squares")
-    g = Graph(file, config["config"]["name"])
+    g = Graph(file, config["name"])
     g.faces = g.op.parameter([-1, *shape[1:]], np.float32)
     pixels = g.op.multiply(g.faces, np.float32(1 / RESCALE)) if raw else g.faces
     g.layer = first["config"]["name"]
@@ -1020,8 +1019,8 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
         if shape != [len(names)]:
             count = "x".join(map(str, shape))
             raise ValueError(f"it has {count} outputs for {len(names)} classes")
-        last = config["config"]["layers"][-1]["config"]
-        if assumed and last.get("activation") == "linear":
+        end = config["layers"][-1]["config"].get("activation")
+        if assumed and end == "linear":
             graph.output = graph.op.softmax(graph.output, -1)
             assumed += ", and of logits"
         return Network(graph, names, assumed)
