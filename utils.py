@@ -196,6 +196,18 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     return image if image.mode == "L" else image.convert("RGB")
 
 
+def decode(image: Image.Image) -> Image.Image:
+    """Decode an open image file: the first frame that shows something, upright."""
+    image.load()
+    with contextlib.suppress(*DECODER_ERRORS):  # animations may begin blank
+        while is_blank(image) and image.tell() < MAX_FRAMES:
+            image.seek(image.tell() + 1)
+            image.load()
+    with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
+        ImageOps.exif_transpose(image, in_place=True)
+    return to_8_bits(image)
+
+
 large_images = threading.Lock()  # one at a time, so that memory stays flat
 
 
@@ -228,16 +240,9 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
                 image.draft(None, (reduce_to, reduce_to))
             reduced = width / image.width
             with large_images if pixels > LARGE else contextlib.nullcontext():
-                image.load()
-                with contextlib.suppress(*DECODER_ERRORS):  # animations may begin blank
-                    while is_blank(image) and image.tell() < MAX_FRAMES:
-                        image.seek(image.tell() + 1)
-                        image.load()
-                with contextlib.suppress(*DECODER_ERRORS):  # broken EXIF says nothing
-                    ImageOps.exif_transpose(image, in_place=True)
-                result = to_8_bits(image)
-                result.info["reduced"] = reduced  # last: other steps forget it
-                return result
+                result = decode(image)
+            result.info["reduced"] = reduced  # last: other steps forget it
+            return result
     except Image.UnidentifiedImageError as error:
         if os.path.getsize(path):
             raise NotAnImageError(f"{path}: not an image") from error
@@ -458,8 +463,8 @@ def read_attribute(file: h5py.File, name: str) -> Any:
         only = ", perhaps weights only" if name == "model_config" else ""
         raise ValueError(f"it holds no {name}{only}")
     attribute = file.attrs.get_id(name)
-    is_one = attribute.shape == () and attribute.get_storage_size() <= MAX_ATTRIBUTE
-    text = file.attrs[name] if is_one else None
+    is_short = attribute.shape == () and attribute.get_storage_size() <= MAX_ATTRIBUTE
+    text = file.attrs[name] if is_short else None
     if not isinstance(text, str | bytes) or len(text) > MAX_ATTRIBUTE:
         raise ValueError(f"its {name} is no text, or too long")
     return json.loads(text)
@@ -694,8 +699,8 @@ def convolve(
 ) -> Any:
     """Convolve with a kernel (height, width, channels / groups, filters)."""
     weights = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-    pads = [0, 0], [0, 0]
-    options = pair(c.strides), *pads, pair(c.dilation_rate), PADDINGS[c.padding]
+    strides, dilations = pair(c.strides), pair(c.dilation_rate)
+    options = strides, [0, 0], [0, 0], dilations, PADDINGS[c.padding]
     if groups == 1:
         return g.op.convolution(x, weights, *options)
     weights = weights.reshape(groups, -1, *weights.shape[1:])
@@ -815,11 +820,6 @@ def rescaling(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     return g.op.add(g.op.multiply(x, np.float32(c.scale)), np.float32(c.offset))
 
 
-def concatenate(g: Graph, x: list, c: SimpleNamespace) -> Any:
-    """Concatenate, of channels."""
-    return g.op.concat(x, channel_axis(x[0]))
-
-
 def merge(g: Graph, x: list, c: SimpleNamespace, name: str) -> Any:
     """Add and Multiply, of several nodes of as many axes."""
     if len({len(shape_of(node)) for node in x}) > 1:
@@ -847,7 +847,7 @@ ACTIVATIONS: dict[str, Callable[[Graph, Any], Any]] = {
     "softmax": lambda g, x: g.op.softmax(x, channel_axis(x)),
 }
 PADDINGS = {"same": "same_upper", "valid": "valid"}
-# Settings of layers that have none such.
+# How layers without these settings are computed.
 UNSET = {"axis": -1, "use_bias": False, "activation": "linear"}
 CONVOLUTION = "kernel_size strides padding dilation_rate use_bias activation"
 POOLING = "pool_size strides padding"
@@ -867,7 +867,7 @@ LAYERS: dict[str, tuple] = {
     "BatchNormalization": (NORMALIZATION, batch_normalization),
     "LayerNormalization": (NORMALIZATION, layer_normalization),
     "GroupNormalization": (f"{NORMALIZATION} groups", group_normalization),
-    "Activation": ("activation", lambda g, x, c: x),
+    "Activation": ("activation", lambda g, x, c: x),  # as every layer's is added
     "ReLU": ("max_value negative_slope alpha", relu),
     "LeakyReLU": ("max_value negative_slope alpha", relu),
     "PReLU": ("shared_axes", prelu),
@@ -879,7 +879,7 @@ LAYERS: dict[str, tuple] = {
     "Rescaling": ("scale offset", rescaling),
     "Add": ("", merge, "add"),
     "Multiply": ("", merge, "multiply"),
-    "Concatenate": ("axis", concatenate),
+    "Concatenate": ("axis", lambda g, x, c: g.op.concat(x, channel_axis(x[0]))),
 }
 MERGING = {"Add", "Multiply", "Concatenate"}
 TRAINING_ONLY = {
@@ -890,7 +890,7 @@ TRAINING_ONLY = {
 
 
 def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
-    """Compute what a layer puts out for the nodes that it takes."""
+    """Compute a layer of these nodes, with bias and activation if it has such."""
     kind, output = layer["class_name"], inputs[0]
     if kind not in LAYERS and kind not in TRAINING_ONLY:
         raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS")
@@ -1065,9 +1065,9 @@ def classification_metrics(
     """
     from sklearn import metrics
 
-    classes, predictions = range(probabilities.shape[1]), probabilities.argmax(axis=1)
     if not len(labels):
         return {"images": 0}
+    classes, predictions = range(probabilities.shape[1]), probabilities.argmax(axis=1)
     confusion = metrics.confusion_matrix(labels, predictions, labels=classes)
     precision, recall, f1, counts = metrics.precision_recall_fscore_support(
         labels, predictions, labels=classes, zero_division=0
@@ -1099,13 +1099,10 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
     sums = [np.bincount(which, values, 15) for values in (confidences, right)]
     confidence, accuracy = sums / np.maximum(images, 1)
     sure = {limit: right[confidences >= limit] for limit in (0.5, 0.6, 0.7, 0.8)}
+    bins = {"images": images, "confidence": confidence, "accuracy": accuracy}
     return {
         "calibration_error": np.abs(accuracy - confidence) @ images / len(right),
-        "reliability": {
-            "images": images.tolist(),
-            "confidence": confidence.tolist(),
-            "accuracy": accuracy.tolist(),
-        },
+        "reliability": {name: values.tolist() for name, values in bins.items()},
         "coverage": [
             [limit, len(part) / len(right), part.sum() / max(len(part), 1)]
             for limit, part in sure.items()
