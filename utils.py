@@ -802,8 +802,8 @@ def prelu(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 
 def reshape(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Reshape; and Flatten, which has no target: one row."""
-    x, shape = g.channels_last(x), list(c.target_shape or [-1])
+    """Reshape, and Flatten, of which a row is the target."""
+    x, shape = g.channels_last(x), list(c.target_shape)
     size = math.prod(shape_of(x))
     if -1 in shape:
         shape[shape.index(-1)] = size // -math.prod(shape)
@@ -852,7 +852,7 @@ ACTIVATIONS: dict[str, Callable[[Graph, Any], Any]] = {
 }
 PADDINGS = {"same": "same_upper", "valid": "valid"}
 # How layers without these settings are computed.
-UNSET = {"axis": -1, "use_bias": False, "activation": "linear"}
+UNSET = {"axis": -1, "use_bias": False, "activation": "linear", "target_shape": [-1]}
 CONVOLUTION = "kernel_size strides padding dilation_rate use_bias activation"
 POOLING = "pool_size strides padding"
 NORMALIZATION = "axis epsilon center scale"
@@ -877,7 +877,7 @@ LAYERS: dict[str, tuple] = {
     "PReLU": ("shared_axes", prelu),
     "ELU": ("alpha", lambda g, x, c: g.op.elu(x, c.alpha)),
     "Softmax": ("axis", lambda g, x, c: g.op.softmax(x, channel_axis(x))),
-    "Flatten": ("target_shape", reshape),
+    "Flatten": ("", reshape),
     "Reshape": ("target_shape", reshape),
     "ZeroPadding2D": ("padding", zero_padding),
     "Rescaling": ("scale offset", rescaling),
