@@ -96,32 +96,36 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    text = "image files, folders, searched recursively, - for a list on stdin, videos, "
-    text += "or webcam, webcam:1, ... for a camera"
-    what.add_argument("--image", nargs="+", default=argparse.SUPPRESS, help=text)
-    text = "measure the model on a folder that holds <emotion>/ folders of face crops"
-    what.add_argument("--evaluate", type=Path, metavar="FOLDER", help=text)
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add(
+        "--image",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        help="pictures, videos, folders, - for a list on stdin, webcam, webcam:1, ...",
+    )
+    add("--evaluate", type=Path, metavar="FOLDER", help="measure on <emotion>/ folders")
     add = parser.add_argument
-    text = "the model file, as train.py wrote it"
-    default = utils.of_project(utils.MODEL_PATH)
-    add("--model", type=Path, default=default, help=text)
-    text = "names of the outputs of a model file that has none, as Keras writes it"
-    add("--classes", nargs="+", metavar="NAME", help=text)
-    text = f"search faces; auto: in images of more than {CROP_SIZE} pixels"
-    add("--faces", choices=["auto", "always", "never"], default="auto", help=text)
-    text = "for people, or for programs: one JSON object or CSV row a face"
-    add("--format", choices=["text", "json", "csv"], default="text", help=text)
-    text = "write the results to FILE instead of stdout"
-    add("--output", type=Path, metavar="FILE", help=text)
-    text = "say unsure below this confidence, 0 to 1"
-    add("--min-confidence", type=float, default=0.0, metavar="P", help=text)
-    text = "frames a second of a video to look at, its own if they are fewer"
-    add("--fps", type=float, default=5.0, help=text)
-    text = "draw each picture with its faces and their probabilities"
-    add("--plot", type=Path, metavar="FILE_OR_FOLDER", help=text)
-    text = "draw where each face shows the emotion"
-    add("--explain", type=Path, metavar="FILE_OR_FOLDER", help=text)
+    model = utils.of_project(utils.MODEL_PATH)
+    add("--model", type=Path, default=model, help="model file, as train.py wrote it")
+    add("--classes", nargs="+", metavar="NAME", help="names for a file that has none")
+    add(
+        "--faces",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help=f"search faces; auto: in pictures of more than {CROP_SIZE} pixels",
+    )
+    add(
+        "--format",
+        choices=["text", "json", "csv"],
+        default="text",
+        help="for people, or for programs: one JSON object or CSV row a face",
+    )
+    add("--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
+    add("--min-confidence", type=float, default=0.0, help="answers below are unsure")
+    add("--fps", type=float, default=5.0, help="frames a second of a video to look at")
+    drawing = {"type": Path, "metavar": "FILE_OR_FOLDER"}
+    add("--plot", **drawing, help="draw each picture with faces and probabilities")
+    add("--explain", **drawing, help="draw where each face shows the emotion")
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:
         parser.error(f"--min-confidence: {args.min_confidence} is not in [0, 1]")
