@@ -70,11 +70,6 @@ CAMERA = re.compile(r"webcam(?::(\d+))?")
 SMOOTHING = 1.0  # seconds that the answers about a face in a video are averaged over
 LONGEST = 20  # faces that a timeline shows
 SAME_FACE = 0.3  # overlap of a face from frame to frame, as of overlap
-BYTE_ORDER_MARKS = {  # of lists; PowerShell writes UTF-16
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
 MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
 BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
 CSV_COLUMNS = ["path", "time", "status", "face", *BOX, "emotion", "confidence"]
@@ -199,15 +194,13 @@ def read_list(content: bytes) -> list[str]:
     UTF-16, byte order marks, carriage returns and quotes are understood; a path that
     exists as it stands is left so.
     """
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if content.startswith(mark):
-            text = content.removeprefix(mark).decode(encoding, "replace")
-            break
-    else:
-        try:
-            text = content.decode()
-        except UnicodeDecodeError:  # Windows has encodings of its own
-            text = content.decode(locale.getencoding(), "surrogateescape")
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = content.decode("utf-16", "replace")  # as PowerShell writes it
+        else:
+            text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:  # Windows has encodings of its own
+        text = content.decode(locale.getencoding(), "surrogateescape")
     lines = []
     for line in filter(str.strip, text.split("\n")):
         plain = line.rstrip("\r")
