@@ -135,6 +135,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 parser.error(f"{option} makes no sense with --evaluate")
         if args.format == "csv":
             parser.error("--format csv makes no sense with --evaluate")
+    args.targets = [path for path in (args.output, args.plot, args.explain) if path]
     return args
 
 
@@ -156,18 +157,18 @@ def is_picture(path: Path) -> bool:
     return False
 
 
-def is_target(path: str | Path, targets: Sequence[Path]) -> bool:
+def is_target(path: str, targets: Sequence[Path]) -> bool:
     """Tell whether a file is one of those to write, by whatever link or spelling."""
     return os.path.isfile(path) and any(
         os.path.isfile(target) and os.path.samefile(path, target) for target in targets
     )
 
 
-def protect(path: str, targets: Sequence[Path]) -> str:
-    """Return the path of a file to read."""
-    if is_target(path, targets):
-        raise UsageError(f"{path}: is to be read; name another file to write")
-    return path
+def protect(paths: Iterable[str], targets: Sequence[Path]) -> None:
+    """Refuse to write to a file that is to be read."""
+    for path in paths:
+        if is_target(path, targets):
+            raise UsageError(f"{path}: is to be read; name another file to write")
 
 
 def spell(path: Path) -> str:
@@ -175,17 +176,44 @@ def spell(path: Path) -> str:
     return os.path.realpath(path).casefold()
 
 
-def check_targets(args: argparse.Namespace, targets: Sequence[Path]) -> set[str]:
-    """Return the names, as of spell, of the targets that are no folders."""
-    kinds = PICTURES | VIDEOS
-    files = [p for p in targets if p == args.output or p.suffix.lower() in kinds]
+def check_targets(args: argparse.Namespace, images: int = 1) -> set[str]:
+    """Check what to write, for so many images, that nothing is written over.
+
+    Returns:
+        The names, as of spell, of the targets that are no folders.
+    """
+    output, endings = args.output, PICTURES | VIDEOS
+    files = [p for p in args.targets if p == output or p.suffix.lower() in endings]
     names = set(map(spell, files))
     if len(names) < len(files):
         raise UsageError(f"{files[-1]}: is to be written twice; name another file")
-    protect(str(args.model), targets)
-    if args.output and is_picture(args.output):
-        raise UsageError(f"{args.output}: is a picture; name another file to write")
+    if output and is_picture(output):
+        raise UsageError(f"{output}: is a picture; name another file to write")
+    drawn = [path for path in files if path != output]
+    if drawn and images != 1:
+        raise UserError(f"{drawn[0]}: one file for several images; name a folder")
     return names
+
+
+def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
+    """Name the file to draw an image into: target, or <image>-<kind>.png there.
+
+    It is numbered if this run has used the name, or a file has it that was not drawn.
+    """
+    if target.suffix.lower() in PICTURES:
+        return target
+    stem = Path(path).stem
+    # Bytes are what a file system counts: 255 a name, and more is put behind this one.
+    while len(os.fsencode(stem)) > 200:
+        stem = stem[:-1]
+    picture, number = target / f"{stem}-{kind}.png", 1
+    while spell(picture) in used or (
+        os.path.lexists(picture) and not is_drawn(picture)
+    ):
+        number += 1
+        picture = target / f"{stem}-{kind}-{number}.png"
+    used.add(spell(picture))
+    return picture
 
 
 def read_list(content: bytes) -> list[str]:
@@ -248,7 +276,7 @@ def find_images(
             found.update(files)
             if not files:
                 raise UserError(f"{image}: no picture in this folder")
-        paths += [protect(path, targets) for path in files]
+        paths += files
     if images and not any(os.path.lexists(p) or CAMERA.fullmatch(p) for p in paths):
         raise UserError(f"{images[0]}: {describe_missing(images[0])}")
     return paths, found
@@ -729,27 +757,6 @@ def make_parent(target: Path) -> None:
         raise UserError(f"{target}: cannot write: {error.strerror}") from error
 
 
-def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
-    """Name the file to draw an image into: target, or <image>-<kind>.png there.
-
-    It is numbered if this run has used the name, or a file has it that was not drawn.
-    """
-    if target.suffix.lower() in PICTURES:
-        return target
-    stem = Path(path).stem
-    # Bytes are what a file system counts: 255 a name, and more is put behind this one.
-    while len(os.fsencode(stem)) > 200:
-        stem = stem[:-1]
-    for number in itertools.count(1):
-        end = f"-{number}" if number > 1 else ""
-        picture = target / f"{stem}-{kind}{end}.png"
-        is_free = is_drawn(picture) or not os.path.lexists(picture)
-        if is_free and spell(picture) not in used:
-            break
-    used.add(spell(picture))
-    return picture
-
-
 class Output:
     """Write to a file, or without a path to stdout, each text at once and whole.
 
@@ -838,13 +845,9 @@ def report(records: list[dict[str, Any]]) -> bool:
 
 def predict(args: argparse.Namespace) -> int:
     """Print what each image shows; return 1 if any has no face or is unreadable."""
-    targets = [path for path in (args.output, args.plot, args.explain) if path]
-    paths, found = find_images(args.image, targets)
-    used, failed = check_targets(args, targets), False
-    for target in (args.plot, args.explain):
-        is_file = target and target.suffix.lower() in PICTURES | VIDEOS
-        if is_file and len(paths) != 1:
-            raise UserError(f"{target}: one file for several images; name a folder")
+    paths, found = find_images(args.image, args.targets)
+    protect([*paths, args.model], args.targets)
+    used, failed = check_targets(args, len(paths)), False
     network = load_model(args)
     output = Output(args.output, args.format, network.class_names)
     run = Run(args, network, output, used)
@@ -1245,12 +1248,10 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print how right the model is about a folder; return 1 if a file is unreadable."""
-    targets = [path for path in (args.output, args.plot) if path]
-    used = check_targets(args, targets)
+    used = check_targets(args)
     network = load_model(args)
     split, unreadable = index_crops(args.evaluate, network)
-    for path in split.table.path:
-        protect(path, targets)
+    protect([*split.table.path, args.model], args.targets)
     metrics = utils.evaluate(network, split)
     text = utils.describe_metrics(metrics, network.class_names)
     if args.format == "json":
