@@ -504,25 +504,25 @@ def make_records(
 
     Numbers have four decimals.
     """
-    empty = dict.fromkeys(["face", *BOX, "emotion", "confidence", "probabilities"])
-    begin = {"path": path, "time": None}  # seconds, in a video
+    empty = dict.fromkeys([*CSV_COLUMNS, "probabilities", "message"])
     if isinstance(result, OSError):
         status = "no_face" if isinstance(result, NoFaceError) else "error"
         message = str(result).removeprefix(f"{path}: ")
-        return [begin | {"status": status} | empty | {"message": message}]
+        return [empty | {"path": path, "status": status, "message": message}]
     records = []
     for number, (face, probabilities) in enumerate(result, 1):
         best = int(probabilities.argmax())
-        status = "ok" if probabilities[best] >= min_confidence else "unsure"
         values = [round(float(p), 4) for p in probabilities]
-        records.append(
-            begin
-            | {"status": status, "face": number}
-            | dict(zip(BOX, face.box, strict=True))
-            | {"emotion": class_names[best], "confidence": values[best]}
-            | {"probabilities": dict(zip(class_names, values, strict=True))}
-            | {"message": ""}
-        )
+        record = {
+            "path": path,
+            "status": "ok" if probabilities[best] >= min_confidence else "unsure",
+            "face": number,
+            "emotion": class_names[best],
+            "confidence": values[best],
+            "probabilities": dict(zip(class_names, values, strict=True)),
+            "message": "",
+        }
+        records.append(empty | record | dict(zip(BOX, face.box, strict=True)))
     return records
 
 
@@ -569,25 +569,113 @@ def format_text(records: list[dict[str, Any]], alone: bool) -> str:
     return text
 
 
-def format_json(records: list[dict[str, Any]]) -> str:
-    """Write records as one JSON object a line."""
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def format_csv(records: list[dict[str, Any]], class_names: list[str]) -> str:
-    """Write records as CSV rows.
+def format_csv(
+    records: list[dict[str, Any]], class_names: list[str], header: bool
+) -> str:
+    """Write records as CSV rows, with or without a header.
 
     A path that a spreadsheet would take for a formula begins with ./ instead.
     """
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
+    if header:
+        write([*CSV_COLUMNS, *class_names, "message"])
     for record in records:
-        formula = record["path"].startswith(("=", "+", "-", "@"))
-        path = "./" * formula + printable(record["path"])
+        path = printable(record["path"])
+        if path.startswith(("=", "+", "-", "@")):
+            path = f"./{path}"
         values = [record[name] for name in CSV_COLUMNS[1:]]
-        probabilities = (record["probabilities"] or dict.fromkeys(class_names)).values()
-        write([path, *values, *probabilities, printable(record["message"])])
+        probabilities = record["probabilities"] or dict.fromkeys(class_names)
+        write([path, *values, *probabilities.values(), printable(record["message"])])
     return text.getvalue()
+
+
+class Output:
+    """Write to a file, or without a path to stdout, each text at once and whole.
+
+    What the file held is kept until there is a first text.
+    """
+
+    def __init__(self, path: Path | None, kind: str, class_names: list[str]) -> None:
+        self.path, self.file, self.kind = path, None, kind
+        self.class_names, self.header = class_names, True
+
+    def write_records(self, records: list[dict[str, Any]], alone: bool = False) -> None:
+        """Write the records of a file; alone as in format_text."""
+        if self.kind == "json":
+            self.write("".join(json.dumps(record) + "\n" for record in records))
+        elif self.kind == "csv":
+            self.write(format_csv(records, self.class_names, self.header))
+            self.header = False
+        else:
+            self.write(format_text(records, alone))
+
+    def write(self, text: str) -> None:
+        """Write a text, all of it or nothing."""
+        if not text:
+            return
+        try:
+            if not self.path:
+                print(text, end="", flush=True)
+                return
+            if not self.file:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = open(self.path, "wb", buffering=0)  # noqa: SIM115
+            content = text.encode(errors="backslashreplace")
+            written = self.file.write(content)
+            if written < len(content):  # the disk is full
+                self.file.truncate(self.file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self.path:  # what is still in its buffer goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            closed = not self.path and error.errno == errno.EINVAL  # on Windows
+            if isinstance(error, BrokenPipeError) or closed:  # its reader has enough
+                sys.exit(1)
+            place = self.path or "stdout"
+            raise UserError(f"{place}: cannot write: {error.strerror}") from error
+
+
+class Run(NamedTuple):
+    """What a command has asked for and opened."""
+
+    args: argparse.Namespace
+    network: utils.Network
+    output: Output
+    used: set[str]  # names, as of spell, of the files that it has drawn or will
+
+
+def make_progress_bar(hidden: bool) -> Any:
+    """Return a progress bar on stderr; it is hidden there if that is no terminal.
+
+    Lines that go to the same terminal are shown above it.
+    """
+    from rich import console, progress
+
+    terminal = console.Console(stderr=True)
+    hidden = hidden or not terminal.is_terminal
+    shared = sys.stdout.isatty()
+    return progress.Progress(console=terminal, redirect_stdout=shared, disable=hidden)
+
+
+def tell(line: str) -> None:
+    """Print a line on stderr, safe for a terminal."""
+    print(f"predict.py: {printable(line)}", file=sys.stderr)
+
+
+def load_model(args: argparse.Namespace) -> utils.Network:
+    """Load the model file, and say what it leaves to be assumed."""
+    network = utils.load_model(args.model, args.classes)
+    if network.assumed:
+        tell(f"{args.model}: {network.assumed}")
+    return network
+
+
+def report(records: list[dict[str, Any]]) -> bool:
+    """Tell on stderr what is wrong with a file, and return whether something is."""
+    if message := records[0]["message"]:
+        tell(f"error: {records[0]['path']}: {message}")
+    return bool(message)
 
 
 def occlude(
@@ -757,92 +845,6 @@ def make_parent(target: Path) -> None:
         raise UserError(f"{target}: cannot write: {error.strerror}") from error
 
 
-class Output:
-    """Write to a file, or without a path to stdout, each text at once and whole.
-
-    What the file held is kept until there is a first text.
-    """
-
-    def __init__(self, path: Path | None, kind: str, class_names: list[str]) -> None:
-        self.path, self.file, self.kind = path, None, kind
-        self.class_names = class_names
-        self.header = ",".join([*CSV_COLUMNS, *class_names, "message\n"])
-
-    def write_records(self, records: list[dict[str, Any]], alone: bool = False) -> None:
-        """Write the records of a file; alone as in format_text."""
-        if self.kind == "json":
-            self.write(format_json(records))
-        elif self.kind == "csv":
-            self.write(self.header + format_csv(records, self.class_names))
-            self.header = ""
-        else:
-            self.write(format_text(records, alone))
-
-    def write(self, text: str) -> None:
-        """Write a text, all of it or nothing."""
-        if not text:
-            return
-        try:
-            if not self.path:
-                print(text, end="", flush=True)
-                return
-            if not self.file:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(self.path, "wb", buffering=0)  # noqa: SIM115
-            content = text.encode(errors="backslashreplace")
-            written = self.file.write(content)
-            if written < len(content):  # the disk is full
-                self.file.truncate(self.file.tell() - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            if not self.path:  # what is still in its buffer goes nowhere
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            closed = not self.path and error.errno == errno.EINVAL  # on Windows
-            if isinstance(error, BrokenPipeError) or closed:  # its reader has enough
-                sys.exit(1)
-            place = self.path or "stdout"
-            raise UserError(f"{place}: cannot write: {error.strerror}") from error
-
-
-class Run(NamedTuple):
-    """What a command has asked for and opened."""
-
-    args: argparse.Namespace
-    network: utils.Network
-    output: Output
-    used: set[str]  # names, as of spell, of the files that it has drawn or will
-
-
-def make_progress_bar(hidden: bool) -> Any:
-    """Return a progress bar on stderr; it is hidden there if that is no terminal.
-
-    Lines that go to the same terminal are shown above it.
-    """
-    from rich import console, progress
-
-    terminal = console.Console(stderr=True)
-    hidden = hidden or not terminal.is_terminal
-    shared = sys.stdout.isatty()
-    return progress.Progress(console=terminal, redirect_stdout=shared, disable=hidden)
-
-
-def load_model(args: argparse.Namespace) -> utils.Network:
-    """Load the model file, and say what it leaves to be assumed."""
-    network = utils.load_model(args.model, args.classes)
-    if network.assumed:
-        line = printable(f"{args.model}: {network.assumed}")
-        print(f"predict.py: {line}", file=sys.stderr)
-    return network
-
-
-def report(records: list[dict[str, Any]]) -> bool:
-    """Tell on stderr what is wrong with a file, and return whether something is."""
-    if message := records[0]["message"]:
-        line = printable(f"{records[0]['path']}: {message}")
-        print(f"predict.py: error: {line}", file=sys.stderr)
-    return bool(message)
-
-
 def predict(args: argparse.Namespace) -> int:
     """Print what each image shows; return 1 if any has no face or is unreadable."""
     paths, found = find_images(args.image, args.targets)
@@ -890,7 +892,7 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
                 heats = [occlude(network, face.pixels, p) for face, p in faces]
                 draw(name_picture(args.explain, path, "heat", used), records, heats)
     if ignored:
-        print(f"predict.py: ignored, no pictures: {ignored}", file=sys.stderr)
+        tell(f"ignored, no pictures: {ignored}")
     return failed
 
 
@@ -1242,7 +1244,7 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
             lines.append(f"not compared with the images of train: {error}")
     lines += [f"error: {line}" for line in unreadable]
     for line in lines:
-        print(f"predict.py: {printable(line)}", file=sys.stderr)
+        tell(line)
     return split, unreadable
 
 
@@ -1277,7 +1279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return evaluate(args) if args.evaluate else predict(args)
     except UsageError as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(2)
     except UserError as error:
         sys.exit(f"predict.py: error: {error}")
