@@ -729,29 +729,10 @@ def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -
     axis.tick_params(length=0, labelsize=8)
 
 
-def draw(
-    target: Path, records: list[dict[str, Any]], heats: list[np.ndarray] | None = None
-) -> None:
-    """Draw a picture with its faces boxed and named, beside their probabilities."""
-    try:
-        image = utils.open_image(records[0]["path"])
-    except OSError as error:
-        raise UserError(f"{error}; it was readable at first") from error
-    names = list(records[0]["probabilities"] or [])
-    with utils.naming_classes(names) as shown:
-        new = dict(zip(names, shown, strict=True))
-        faces = [
-            record
-            | {"emotion": new[record["emotion"]]}
-            | {"probabilities": {new[n]: p for n, p in record["probabilities"].items()}}
-            for record in records
-            if record["face"]
-        ]
-        save_figure(plot_faces(image, faces, heats), target, dpi=DPI)
-
-
 def plot_faces(
-    image: Image.Image, faces: list[dict[str, Any]], heats: list[np.ndarray] | None
+    image: Image.Image,
+    faces: list[dict[str, Any]],
+    heats: list[np.ndarray] | None = None,
 ) -> Any:
     """Draw an image, at its own resolution up to 2,000 pixels, beside probabilities."""
     from matplotlib.figure import Figure
@@ -823,26 +804,46 @@ def draw_faces(
         pen.text((left + 3, top + 1), text, "black", font)
 
 
-def save_figure(figure: Any, target: Path, **options: Any) -> None:
-    """Write a figure, marked as drawn by this script."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Software] = MARK
-    if target.suffix.lower() not in (".pdf", ".svg"):
-        options["pil_kwargs"] = {"exif": exif}
-    make_parent(target)
-    try:
-        with utils.atomic_write(target) as file:
-            figure.savefig(file, **options)
-    except OSError as error:
-        raise UserError(f"{target}: cannot write: {error.strerror}") from error
-
-
-def make_parent(target: Path) -> None:
-    """Make the folder of a file to write."""
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """Write a file as utils.atomic_write does, in a folder that is made for it."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        with utils.atomic_write(target) as file:
+            yield file
     except OSError as error:
-        raise UserError(f"{target}: cannot write: {error.strerror}") from error
+        reason = error.strerror or error
+        raise UserError(f"{target}: cannot write: {reason}") from error
+
+
+def save_figure(figure: Any, target: Path, **options: Any) -> None:
+    """Write a figure, marked as drawn by this script."""
+    if target.suffix.lower() not in (".pdf", ".svg"):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Software] = MARK
+        options["pil_kwargs"] = {"exif": exif}
+    with writing(target) as file:
+        figure.savefig(file, **options)
+
+
+def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
+    """Draw a picture with its faces and their probabilities, or heat, as asked for."""
+    args, network = run.args, run.network
+    if not (args.plot or args.explain):
+        return
+    try:
+        image = utils.open_image(path)
+    except OSError as error:
+        raise UserError(f"{error}; it was readable at first") from error
+    with utils.naming_classes(network.class_names) as names:
+        records = make_records(path, faces, names, args.min_confidence)
+        if args.plot:
+            target = name_picture(args.plot, path, "emotions", run.used)
+            save_figure(plot_faces(image, records), target, dpi=DPI)
+        if args.explain:
+            target = name_picture(args.explain, path, "heat", run.used)
+            heats = [occlude(network, face.pixels, p) for face, p in faces]
+            save_figure(plot_faces(image, records, heats), target, dpi=DPI)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -865,7 +866,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
     """Classify the faces in pictures; return whether anything is wrong with one."""
-    args, network, output, used = run
+    args, network = run.args, run.network
     if is_copy(args.plot):
         raise UsageError(f"{args.plot}: the copy of a video; {paths[0]} is none")
     read = functools.partial(read_faces, faces=args.faces, size=network.size)
@@ -882,15 +883,9 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
             names = network.class_names
             records = make_records(path, result, names, args.min_confidence)
             failed |= report(records)
-            output.write_records(records, alone)
-            if records[0]["status"] == "error":
-                continue
-            if args.plot:
-                draw(name_picture(args.plot, path, "emotions", used), records)
-            if args.explain:
-                faces = [] if isinstance(result, OSError) else result
-                heats = [occlude(network, face.pixels, p) for face, p in faces]
-                draw(name_picture(args.explain, path, "heat", used), records, heats)
+            run.output.write_records(records, alone)
+            if records[0]["status"] != "error":
+                draw(run, path, [] if isinstance(result, OSError) else result)
     if ignored:
         tell(f"ignored, no pictures: {ignored}")
     return failed
@@ -1161,8 +1156,7 @@ def copying(
 
     colors = choose_colors(class_names)
     options = {"fps": rate, "macro_block_size": 2}
-    make_parent(target)
-    with utils.atomic_write(target) as file:
+    with writing(target) as file:
         writer = imageio_ffmpeg.write_frames(str(file), about["size"], **options)
         try:
             writer.send(None)
@@ -1170,8 +1164,7 @@ def copying(
             writer.close()
             open_video(str(file), None)[1].close()  # a full disk goes unsaid
         except OSError as error:
-            reason = "FFmpeg failed; is the disk full?"
-            raise UserError(f"{target}: cannot write: {reason}") from error
+            raise OSError("FFmpeg failed; is the disk full?") from error
 
 
 def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -> str:
