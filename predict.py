@@ -854,11 +854,11 @@ def predict(args: argparse.Namespace) -> int:
     network = load_model(args)
     output = Output(args.output, args.format, network.class_names)
     run = Run(args, network, output, used)
-    groups = itertools.groupby(paths, lambda p: p not in found and is_video(p))
-    for moving, group in groups:
-        if moving:
+    groups = itertools.groupby(paths, lambda p: None if p in found else probe(p))
+    for video, group in groups:
+        if video:
             for path in group:
-                failed |= predict_video(run, path)
+                failed |= predict_video(run, path, video["fps"])
         else:
             failed |= predict_pictures(run, list(group), found)
     return int(failed)
@@ -954,12 +954,12 @@ def name_camera(number: int) -> tuple[str, list[str]]:
     return f"video={names[number] if number < len(names) else number}", ["-f", "dshow"]
 
 
-def open_video(path: str, rate: float | None) -> tuple[dict, Iterator[bytes]]:
+def open_video(path: str, rate: float = 0) -> tuple[dict, Iterator[bytes]]:
     """Open a video or a camera in FFmpeg: a process of its own, without a network.
 
     Returns:
         What FFmpeg tells about it, size, fps and duration among it; and the frames:
-        RGB, upright, so many a second (None: as they are).
+        RGB, upright, so many a second (0: as they are).
 
     Raises:
         OSError: if there is nothing to see.
@@ -983,42 +983,38 @@ def open_video(path: str, rate: float | None) -> tuple[dict, Iterator[bytes]]:
         raise OSError(f"{path}: {what}") from error
 
 
-def is_video(path: str) -> bool:
-    """Tell whether a path is a camera, or a file that FFmpeg sees a video in."""
+def probe(path: str) -> dict[str, Any] | None:
+    """Ask FFmpeg about a video, its fps among it, which a camera does not tell.
+
+    Returns:
+        None, if the path is neither.
+    """
     if not os.path.lexists(path):
-        return bool(CAMERA.fullmatch(path))
-    if not os.path.isfile(path) or not os.path.getsize(path) or is_picture(Path(path)):
-        return False
-    with contextlib.suppress(OSError):
-        open_video(path, None)[1].close()
-        return True
-    return False
-
-
-def choose_rates(path: str, args: argparse.Namespace) -> tuple[float, float]:
-    """Return how many frames a second to read, and how many of them to look at."""
-    own = None
-    if not CAMERA.fullmatch(path):
-        about, frames = open_video(path, None)
-        frames.close()
-        own = about["fps"]
-    looks = min(args.fps, own or args.fps)
-    return own if own and is_copy(args.plot) else looks, looks
+        return {"fps": 0} if CAMERA.fullmatch(path) else None
+    if not os.path.isfile(path) or not os.path.getsize(path) or is_picture(path):
+        return None
+    try:
+        about, frames = open_video(path)
+    except OSError:
+        return None
+    frames.close()
+    return about
 
 
 def search_frames(
     frames: Iterator[bytes],
     image_size: tuple[int, int],
-    rates: tuple[float, float],
+    rate: float,
+    looks: float,
     find: Callable[[Image.Image], list[Face]],
 ) -> Iterator[tuple[float, Image.Image, list[Face] | None]]:
-    """Find the faces in the frames of a video; rates as of choose_rates.
+    """Find the faces in the frames of a video; rate and looks as of watch.
 
     Yields:
         Of each frame its time in seconds, the image, and its faces, or None if it is
         not looked at.
     """
-    (rate, looks), last = rates, -1
+    last = -1
     for number, content in enumerate(frames):
         time, image = number / rate, Image.frombytes("RGB", image_size, content)
         look = math.floor(time * looks + 1e-6)
@@ -1047,9 +1043,8 @@ def write_frame(
             output.write_records(records)
         return
     for record, track in zip(records, tracks, strict=True):
-        tenths = round(10 * record["time"])
-        text = f"{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10} "
-        text += f"face {track.number}: {describe(record)}"
+        minutes, tenths = divmod(round(10 * record["time"]), 600)
+        text = f"{minutes}:{tenths / 10:04.1f} face {track.number}: {describe(record)}"
         shown = record["status"], record["emotion"]
         if rewrite and not output.path and sys.stdout.isatty():
             output.write(f"\r{text:60}")
@@ -1058,27 +1053,29 @@ def write_frame(
         track.shown = shown
 
 
-def watch(run: Run, path: str, rates: tuple[float, float], tracks: list[Track]) -> None:
+def watch(run: Run, path: str, rate: float, looks: float, tracks: list[Track]) -> None:
     """Write what faces show in a video or before a camera, and add them to the tracks.
+
+    The rate of frames is in frames a second; so are those to look at, the looks.
 
     Raises:
         OSError: if it breaks off, or shows no face.
     """
-    args, network, output, _ = run
+    args, network = run.args, run.network
     names, is_camera = network.class_names, bool(CAMERA.fullmatch(path))
     find = whole_face if args.faces == "never" else find_faces
-    about, frames = open_video(path, rates[0])
-    length, end, records = about["duration"], 0.0, []
     find = functools.partial(find, size=network.size)
-    frames = prefetch(search_frames(frames, about["size"], rates, find))
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(make_progress_bar(hidden=is_camera))
-        if is_copy(args.plot):
-            copy = stack.enter_context(copying(args.plot, about, rates[0], names))
-        if is_camera:  # Ctrl-C is its usual end
-            stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        for time, image, faces in bar.track(frames, round(length * rates[0]) or None):
-            end = time + 1 / rates[0]
+    about, frames = open_video(path, rate)
+    frames = prefetch(search_frames(frames, about["size"], rate, looks, find))
+    length, end, records = about["duration"], 0.0, []
+    usual_end = [KeyboardInterrupt] if is_camera else []  # Ctrl-C
+    with (
+        make_progress_bar(hidden=is_camera) as bar,
+        copying(args.plot, about["size"], rate, names) as copy,
+        contextlib.suppress(*usual_end),
+    ):
+        for time, image, faces in bar.track(frames, round(length * rate) or None):
+            end = time + 1 / rate
             if faces is not None:
                 present = follow(tracks, faces, classify(network, faces), time)
                 means = [track.means[-1] for track in present]
@@ -1086,9 +1083,8 @@ def watch(run: Run, path: str, rates: tuple[float, float], tracks: list[Track]) 
                 records = make_records(path, result, names, args.min_confidence)
                 for record, track in zip(records, present, strict=True):
                     record.update(time=round(time, 3), face=track.number)
-                write_frame(output, records, present, is_camera)
-            if is_copy(args.plot):
-                copy(image, records)
+                write_frame(run.output, records, present, is_camera)
+            copy(image, records)
     if not end:
         raise OSError(f"{path}: no frame in it")
     if not tracks and not is_camera:
@@ -1097,40 +1093,40 @@ def watch(run: Run, path: str, rates: tuple[float, float], tracks: list[Track]) 
         raise OSError(f"{path}: ends after {end:.1f} of {length:.1f} seconds")
 
 
-def predict_video(run: Run, path: str) -> bool:
+def predict_video(run: Run, path: str, own_rate: float) -> bool:
     """Classify the faces in a video or before a camera; return whether it failed.
 
     What was seen before a failure or Ctrl-C is summed up all the same; faces that were
-    there for less than a second are left out.
+    there for less than a second are left out. The own rate, in frames a second, may be
+    0: unknown.
     """
-    args, network, output, used = run
+    args, output, names = run.args, run.output, run.network.class_names
     if args.explain:
         raise UsageError(f"{path}: --explain takes no video")
-    names, rates, failure, stop = network.class_names, (0, 0), None, None
+    looks = min(args.fps, own_rate or args.fps)
+    rate = (own_rate if is_copy(args.plot) else 0) or looks
     tracks: list[Track] = []
+    failure: BaseException | None = None
     try:
-        rates = choose_rates(path, args)
-        watch(run, path, rates, tracks)
-    except KeyboardInterrupt as error:
-        stop = error
+        watch(run, path, rate, looks, tracks)
     except RuntimeError:
         failure = OSError(f"{path}: ends within a frame, or its decoder failed")
-    except OSError as error:
+    except (OSError, KeyboardInterrupt) as error:
         failure = error
-    if failure:
-        records = make_records(path, failure, names, 0)
+    if isinstance(failure, OSError):
+        records = make_records(path, failure, names, args.min_confidence)
         report(records)
         if not tracks:
             output.write_records(records)
-    tracks = [track for track in tracks if len(track.times) >= rates[1]]
+    tracks = [track for track in tracks if len(track.times) >= looks]
     if tracks and args.format == "text":
-        output.write(describe_tracks(tracks, names, rates[1]))
+        output.write(describe_tracks(tracks, names, looks))
     if tracks and args.plot and not is_copy(args.plot):
         with utils.naming_classes(names) as shown:
-            target = name_picture(args.plot, path, "emotions", used)
+            target = name_picture(args.plot, path, "emotions", run.used)
             save_figure(plot_timeline(tracks, shown), target)
-    if stop:
-        raise stop
+    if isinstance(failure, KeyboardInterrupt):
+        raise failure
     return bool(failure)
 
 
@@ -1141,12 +1137,13 @@ def is_copy(target: Path | None) -> bool:
 
 @contextlib.contextmanager
 def copying(
-    target: Path, about: dict[str, Any], rate: float, class_names: list[str]
+    target: Path | None, size: tuple[int, int], rate: float, class_names: list[str]
 ) -> Iterator[Callable[[Image.Image, list[dict[str, Any]]], None]]:
     """Write a video, as it is but without sound, with boxes and emotions of faces.
 
     Yields:
-        A function that takes a frame and its records.
+        A function that takes a frame and its records; if the target is no video, it
+        does nothing.
     """
     import imageio_ffmpeg
 
@@ -1154,15 +1151,19 @@ def copying(
         draw_faces(image, records, colors)
         writer.send(image.tobytes())
 
+    if not is_copy(target):
+        yield lambda image, records: None
+        return
     colors = choose_colors(class_names)
-    options = {"fps": rate, "macro_block_size": 2}
     with writing(target) as file:
-        writer = imageio_ffmpeg.write_frames(str(file), about["size"], **options)
+        writer = imageio_ffmpeg.write_frames(
+            str(file), size, fps=rate, macro_block_size=2
+        )
         try:
             writer.send(None)
             yield copy
             writer.close()
-            open_video(str(file), None)[1].close()  # a full disk goes unsaid
+            open_video(str(file))[1].close()  # a full disk goes unsaid
         except OSError as error:
             raise OSError("FFmpeg failed; is the disk full?") from error
 
