@@ -164,24 +164,20 @@ def is_target(path: str, targets: Sequence[Path]) -> bool:
     )
 
 
-def protect(paths: Iterable[str], targets: Sequence[Path]) -> None:
-    """Refuse to write to a file that is to be read."""
-    for path in paths:
-        if is_target(path, targets):
-            raise UsageError(f"{path}: is to be read; name another file to write")
-
-
 def spell(path: Path) -> str:
     """Spell a path in one way, whether there is a file or not."""
     return os.path.realpath(path).casefold()
 
 
-def check_targets(args: argparse.Namespace, images: int = 1) -> set[str]:
-    """Check what to write, for so many images, that nothing is written over.
+def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
+    """Refuse to write to an input or a picture, or two things to one file.
 
     Returns:
-        The names, as of spell, of the targets that are no folders.
+        The names, as of spell, of the files to write.
     """
+    for path in [*inputs, args.model]:
+        if is_target(path, args.targets):
+            raise UsageError(f"{path}: is to be read; name another file to write")
     output, endings = args.output, PICTURES | VIDEOS
     files = [p for p in args.targets if p == output or p.suffix.lower() in endings]
     names = set(map(spell, files))
@@ -190,7 +186,7 @@ def check_targets(args: argparse.Namespace, images: int = 1) -> set[str]:
     if output and is_picture(output):
         raise UsageError(f"{output}: is a picture; name another file to write")
     drawn = [path for path in files if path != output]
-    if drawn and images != 1:
+    if drawn and len(inputs) != 1 and not args.evaluate:
         raise UserError(f"{drawn[0]}: one file for several images; name a folder")
     return names
 
@@ -849,11 +845,11 @@ def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Print what each image shows; return 1 if any has no face or is unreadable."""
     paths, found = find_images(args.image, args.targets)
-    protect([*paths, args.model], args.targets)
-    used, failed = check_targets(args, len(paths)), False
+    used = check_targets(args, paths)
     network = load_model(args)
     output = Output(args.output, args.format, network.class_names)
     run = Run(args, network, output, used)
+    failed = False
     groups = itertools.groupby(paths, lambda p: None if p in found else probe(p))
     for video, group in groups:
         if video:
@@ -1244,10 +1240,9 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print how right the model is about a folder; return 1 if a file is unreadable."""
-    used = check_targets(args)
     network = load_model(args)
     split, unreadable = index_crops(args.evaluate, network)
-    protect([*split.table.path, args.model], args.targets)
+    used = check_targets(args, split.table.path)
     metrics = utils.evaluate(network, split)
     text = utils.describe_metrics(metrics, network.class_names)
     if args.format == "json":
