@@ -462,19 +462,12 @@ def predict_files(
         Each path, and its faces, each with its class probabilities, float32 of shape
         (num_classes,); or the OSError that read raised.
     """
-
-    def attempt(path: str) -> list[Face] | OSError:
-        try:
-            return read(path)
-        except OSError as error:
-            return error
-
     pool, paths = ThreadPoolExecutor(utils.WORKERS), iter(paths)
     ahead: collections.deque[tuple[str, Future]] = collections.deque()
     try:
         while True:
             for path in itertools.islice(paths, AHEAD - len(ahead)):
-                ahead.append((path, pool.submit(attempt, path)))
+                ahead.append((path, pool.submit(read, path)))
             if not ahead:
                 return
             results = []
@@ -482,7 +475,10 @@ def predict_files(
                 if results and not ahead[0][1].done():
                     break
                 path, future = ahead.popleft()
-                results.append((path, future.result()))
+                try:
+                    results.append((path, future.result()))
+                except OSError as error:
+                    results.append((path, error))
             faces = [f for _, r in results if not isinstance(r, OSError) for f in r]
             probabilities = iter(classify(network, faces))
             for path, result in results:
