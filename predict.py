@@ -34,7 +34,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -750,13 +750,12 @@ def plot_faces(
     return figure
 
 
-def choose_colors(class_names: Iterable[str]) -> dict[str, str]:
+def choose_colors(class_names: Collection[str]) -> dict[str, str]:
     """Choose a color, as in #66c2a5, for each class."""
     import seaborn as sns
 
-    names = list(class_names)
-    palette = sns.color_palette("Set2", len(names)).as_hex()
-    return dict(zip(names, palette, strict=True))
+    palette = sns.color_palette("Set2", len(class_names)).as_hex()
+    return dict(zip(class_names, palette, strict=True))
 
 
 def draw_faces(
@@ -1179,26 +1178,22 @@ def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
 
     tracks = sorted(tracks, key=lambda track: -len(track.times))[:LONGEST]
     tracks.sort(key=lambda track: track.number)
-    rows = len(tracks)
-    figure = Figure(figsize=(10, 1 + 1.5 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False, width_ratios=[1, 7])
+    end = max(track.times[-1] for track in tracks) or 1
+    names = [name.capitalize() for name in class_names]
+    colors = choose_colors(class_names).values()
+    figure = Figure(figsize=(10, 1 + 1.5 * len(tracks)), layout="constrained")
+    axes = figure.subplots(len(tracks), 2, squeeze=False, width_ratios=[1, 7])
     for track, (left, right) in zip(tracks, axes, strict=True):
         left.imshow(track.pixels, cmap="gray")
         left.set(xticks=[], yticks=[], title=f"face {track.number}")
-        shares = np.transpose(track.means)
-        names = [name.capitalize() for name in class_names]
-        palette = choose_colors(class_names).values()
-        right.stackplot(track.times, shares, colors=palette, labels=names)
-        right.set(
-            ylim=(0, 1), yticks=[], xlim=(0, max(t.times[-1] for t in tracks) or 1)
+        right.stackplot(
+            track.times, np.transpose(track.means), colors=colors, labels=names
         )
+        right.set(ylim=(0, 1), yticks=[], xlim=(0, end))
         right.sharex(axes[0, 1])
     axes[-1, 1].set_xlabel("seconds")
-    figure.legend(
-        *axes[0, 1].get_legend_handles_labels(),
-        loc="outside upper right",
-        ncols=len(class_names),
-    )
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(names))
     return figure
 
 
