@@ -1205,27 +1205,25 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
     Returns:
         The images, and a line for each file that is unreadable.
     """
-    class_names, options = network.class_names, {"partial": True, "size": network.size}
-    split, unreadable = utils.index_folder(folder, class_names, **options)
-    folders = utils.match_folders(folder, class_names)
-    used = {path.name for path in folders.values()}
-    notices = {
-        "no folder of the model's": [n for n in class_names if n not in folders],
-        "no class of the model's": [
-            n for n in utils.list_folders(folder) if n not in used
-        ],
-    }
-    lines = [f"{what}: {', '.join(names)}" for what, names in notices.items() if names]
+    names, options = network.class_names, {"partial": True, "size": network.size}
+    split, unreadable = utils.index_folder(folder, names, **options)
+    folders = utils.match_folders(folder, names)
+    used = [path.name for path in folders.values()]
+    missing = [name for name in names if name not in folders]
+    unknown = [name for name in utils.list_folders(folder) if name not in used]
+    if missing:
+        tell(f"no folder of the model's: {', '.join(missing)}")
+    if unknown:
+        tell(f"no class of the model's: {', '.join(unknown)}")
     train_folder = folder.parent / "train"
     if train_folder.is_dir() and not train_folder.samefile(folder):
         try:
-            known, _ = utils.index_folder(train_folder, class_names, **options)
+            known, _ = utils.index_folder(train_folder, names, **options)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
         except UserError as error:  # it serves no training: measure without it
-            lines.append(f"not compared with the images of train: {error}")
-    lines += [f"error: {line}" for line in unreadable]
-    for line in lines:
-        tell(line)
+            tell(f"not compared with the images of train: {error}")
+    for line in unreadable:
+        tell(f"error: {line}")
     return split, unreadable
 
 
