@@ -157,6 +157,11 @@ def is_picture(path: Path) -> bool:
     return False
 
 
+def is_copy(target: Path | None) -> bool:
+    """Tell whether a file to draw into is a video, the copy of one."""
+    return bool(target) and target.suffix.lower() in VIDEOS
+
+
 def is_target(path: str, targets: Sequence[Path]) -> bool:
     """Tell whether a file is one of those to write, by whatever link or spelling."""
     return os.path.isfile(path) and any(
@@ -837,24 +842,6 @@ def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
             save_figure(plot_faces(image, records, heats), target, dpi=DPI)
 
 
-def predict(args: argparse.Namespace) -> int:
-    """Print what each image shows; return 1 if any has no face or is unreadable."""
-    paths, found = find_images(args.image, args.targets)
-    used = check_targets(args, paths)
-    network = load_model(args)
-    output = Output(args.output, args.format, network.class_names)
-    run = Run(args, network, output, used)
-    failed = False
-    groups = itertools.groupby(paths, lambda p: None if p in found else probe(p))
-    for video, group in groups:
-        if video:
-            for path in group:
-                failed |= predict_video(run, path, video["fps"])
-        else:
-            failed |= predict_pictures(run, list(group), found)
-    return int(failed)
-
-
 def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
     """Classify the faces in pictures; return whether anything is wrong with one."""
     args, network = run.args, run.network
@@ -1121,11 +1108,6 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
     return bool(failure)
 
 
-def is_copy(target: Path | None) -> bool:
-    """Tell whether a file to draw into is a video, the copy of one."""
-    return bool(target) and target.suffix.lower() in VIDEOS
-
-
 @contextlib.contextmanager
 def copying(
     target: Path | None, size: tuple[int, int], rate: float, class_names: list[str]
@@ -1195,6 +1177,24 @@ def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
     handles, labels = axes[0, 1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(names))
     return figure
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Print what each image shows; return 1 if any has no face or is unreadable."""
+    paths, found = find_images(args.image, args.targets)
+    used = check_targets(args, paths)
+    network = load_model(args)
+    output = Output(args.output, args.format, network.class_names)
+    run = Run(args, network, output, used)
+    failed = False
+    groups = itertools.groupby(paths, lambda p: None if p in found else probe(p))
+    for video, group in groups:
+        if video:
+            for path in group:
+                failed |= predict_video(run, path, video["fps"])
+        else:
+            failed |= predict_pictures(run, list(group), found)
+    return int(failed)
 
 
 def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list[str]]:
