@@ -1034,7 +1034,7 @@ def write_frame(
 def watch(run: Run, path: str, rate: float, looks: float, tracks: list[Track]) -> None:
     """Write what faces show in a video or before a camera, and add them to the tracks.
 
-    The rate of frames is in frames a second; so are those to look at, the looks.
+    Rate and looks are frames a second: to read, and to search for faces.
 
     Raises:
         OSError: if it breaks off, or shows no face.
@@ -1082,7 +1082,7 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
     if args.explain:
         raise UsageError(f"{path}: --explain takes no video")
     looks = min(args.fps, own_rate or args.fps)
-    rate = (own_rate if is_copy(args.plot) else 0) or looks
+    rate = own_rate if own_rate and is_copy(args.plot) else looks
     tracks: list[Track] = []
     failure: BaseException | None = None
     try:
