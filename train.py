@@ -134,27 +134,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    # fmt: off
     add("--epochs", type=int, default=10, help="passes over the training images")
     add("--batch-size", type=int, default=BATCH_SIZE, help="images a step, at most")
-    rate = {"type": float, "default": LEARNING_RATE}
-    add("--learning-rate", **rate, help="the highest; with --fine-tune a sixth of it")
-    data = {"type": Path, "default": utils.of_project(DATA_DIR)}
-    add("--data-dir", **data, help="holds train/ and test/")
-    model = {"type": Path, "default": utils.of_project(utils.MODEL_PATH)}
-    add("--model-path", **model, help=".h5 file to write; plots go beside it")
+    add("--learning-rate", type=float, default=LEARNING_RATE,
+        help="the highest; with --fine-tune a sixth of it")
+    add("--data-dir", type=Path, default=utils.of_project(DATA_DIR),
+        help="holds train/ and test/")
+    add("--model-path", type=Path, default=utils.of_project(utils.MODEL_PATH),
+        help=".h5 file to write; plots go beside it")
     add("--seed", type=int, default=1, help="same seed, same batches")
     add("--filters", type=int, nargs="+", default=FILTERS, help="width of each block")
-    units = {"type": int, "default": DENSE_UNITS}
-    add("--dense-units", **units, help="width of the dense layer before the last")
-    names = {"nargs": "+", "default": CLASS_NAMES}
-    add("--classes", **names, help="class folders, in the order of the outputs")
-    split = {"type": float, "default": 0.0}
-    add("--validation-split", **split, help="fraction of train/ to validate on")
+    add("--dense-units", type=int, default=DENSE_UNITS,
+        help="width of the dense layer before the last")
+    add("--classes", nargs="+", default=CLASS_NAMES,
+        help="class folders, in the order of the outputs")
+    add("--validation-split", type=float, default=0.0,
+        help="fraction of train/ to validate on")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: the fastest")
     add("--fine-tune", metavar="MODEL", help="model file whose network to go on with")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on with the unfinished training")
     add("--restart", action="store_true", help="throw the unfinished training away")
+    # fmt: on
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.dense_units, *args.filters) < 1:
         parser.error("--epochs, --batch-size, --filters, --dense-units: 1 or more")
