@@ -209,13 +209,13 @@ def index_csv(
         The splits, and for each the lines that cannot be read.
     """
 
-    def parse(row: tuple[int, str]) -> np.ndarray:
-        line, text = row
+    def parse(row: tuple[str, str]) -> np.ndarray:
+        place, text = row
         with contextlib.suppress(ValueError, OverflowError):
             values = np.array(text.split(), int).reshape(IMAGE_SIZE, IMAGE_SIZE)
             if 0 <= values.min() < values.max() <= 255:
                 return values.astype(np.uint8)
-        raise OSError(f"{path}, line {line}: no 48 x 48 different values of 0 to 255")
+        raise OSError(f"{place}: no 48 x 48 different values of 0 to 255")
 
     try:
         rows = pd.read_csv(path, dtype=str, skipinitialspace=True, na_filter=False)
@@ -223,19 +223,18 @@ def index_csv(
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a table like fer2013.csv: {error}") from error
     names = rows.emotion.str.strip().map(dict(zip("0123456", FER2013, strict=True)))
-    rows["line"], rows["emotion"] = rows.index + 2, pd.Categorical(names, class_names)
-    rows = rows[rows.emotion.notna()]
+    rows["emotion"] = pd.Categorical(names, class_names)
+    rows["path"] = [f"{path}, line {row + 2}" for row in rows.index]
+    rows = rows.dropna(subset="emotion").sort_values("emotion", kind="stable")
     splits, unreadable = {}, {}
     for split, usage in {"train": "Training", "test": "PublicTest"}.items():
-        part = rows[rows.Usage.str.strip() == usage]
-        part = part.sort_values("emotion", kind="stable").reset_index(drop=True)
+        part = rows[rows.Usage.str.strip() == usage].reset_index(drop=True)
         if missing := set(class_names) - set(part.emotion):
             names = ", ".join(sorted(missing))
             raise UserError(f"{path}: no image of {names} whose Usage is {usage}")
-        table = part[["emotion"]].assign(path=[f"{path}, line {n}" for n in part.line])
-        items = list(zip(part.line, part.pixels, strict=True))
+        items = list(zip(part.path, part.pixels, strict=True))
         splits[split], unreadable[split] = utils.index_images(
-            table, items, parse, scratch
+            part[["path", "emotion"]], items, parse, scratch
         )
     return splits, unreadable
 
