@@ -115,7 +115,6 @@ REGULARIZATION = {
 }
 STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
 OUTPUT_LAYER = "probabilities"  # its name, by which the optimizer knows it
-IDENTITY = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": False}
 PRECISIONS = ["auto", "float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -325,10 +324,11 @@ class FaceGenerator(ImageDataGenerator):
 
     def apply_transform(self, x: np.ndarray, transform_parameters: dict) -> np.ndarray:
         """Transform a face, float32 of shape (size, size, 1)."""
-        rest = IDENTITY | transform_parameters
-        if self.fill_mode != "nearest" or rest.get("shear"):
+        if self.fill_mode != "nearest" or transform_parameters["shear"]:
             return super().apply_transform(x, transform_parameters)
-        theta, tx, ty, zx, zy, flip = (rest.pop(name) for name in IDENTITY)
+        rest = dict(transform_parameters)
+        theta, tx, ty, zx, zy = map(rest.pop, ("theta", "tx", "ty", "zx", "zy"))
+        flip = rest.pop("flip_horizontal")
         cos, sin = math.cos(math.radians(theta)), math.sin(math.radians(theta))
         size, half = len(x), len(x) / 2
         # Pillow leaves black what lies outside: add a border, as wide as is needed.
