@@ -921,16 +921,14 @@ def write_figures(
     args: argparse.Namespace,
 ) -> list[str]:
     """Draw data, training and test; return the names of the files."""
+    train = splits["train"]
     with utils.naming_classes(args.classes) as names:
-        for name, (table, pixels) in splits.items():
-            emotion = table.emotion.cat.rename_categories(names)
-            splits = splits | {name: Split(table.assign(emotion=emotion), pixels)}
         figures = {
             "learning_curves.png": plot_learning_curves(history, splits),
             "confusion_matrix.png": utils.plot_confusion_matrix(metrics, names),
             "reliability.png": plot_reliability(metrics),
-            "class_distribution.png": plot_class_distribution(splits),
-            "example_images.png": plot_example_images(splits["train"], args.seed),
+            "class_distribution.png": plot_class_distribution(splits, names),
+            "example_images.png": plot_example_images(train, names, args.seed),
         }
         for name, figure in figures.items():
             with utils.atomic_write(folder / name) as file:
@@ -938,18 +936,11 @@ def write_figures(
     return list(figures)
 
 
-def make_figure(
-    *grid: int, figsize: tuple[float, float], **options: Any
-) -> tuple[Figure, Any]:
-    """Make a figure and its axes; pyplot would open a window for it."""
-    figure = Figure(figsize=figsize, layout="constrained")
-    return figure, figure.subplots(*grid, **options)
-
-
 def plot_learning_curves(history: pd.DataFrame, splits: dict[str, Split]) -> Figure:
     """Draw loss and accuracy of every epoch."""
     validation = "validation" if "validation" in splits else "test"
-    figure, axes = make_figure(1, 2, figsize=(10, 4))
+    figure = Figure(figsize=(10, 4), layout="constrained")  # pyplot opens windows
+    axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         sns.lineplot(history[metric], ax=axis, marker="o", label="train, augmented")
         sns.lineplot(history[f"val_{metric}"], ax=axis, marker="o", label=validation)
@@ -964,9 +955,8 @@ def plot_reliability(metrics: dict) -> Figure:
     """Draw how often answers are right against how sure they are, in 15 bins."""
     bins = pd.DataFrame(metrics["reliability"])
     shown = bins[bins.images > 0]
-    figure, (axis, counts) = make_figure(
-        2, figsize=(6, 7), height_ratios=[3, 1], sharex=True
-    )
+    figure = Figure(figsize=(6, 7), layout="constrained")
+    axis, counts = figure.subplots(2, height_ratios=[3, 1], sharex=True)
     axis.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
     axis.plot(shown.confidence, shown.accuracy, marker="o", label="this model")
     axis.set(title="Reliability, all test images", ylabel="images classified right")
@@ -979,11 +969,15 @@ def plot_reliability(metrics: dict) -> Figure:
     return figure
 
 
-def plot_class_distribution(splits: dict[str, Split]) -> Figure:
+def plot_class_distribution(
+    splits: dict[str, Split], class_names: Sequence[str]
+) -> Figure:
     """Draw the number of images of each class."""
-    figure, axis = make_figure(figsize=(8, 4))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
     tables = {name: split.table for name, split in splits.items()}
     images = pd.concat(tables, names=["split"]).reset_index("split")
+    images["emotion"] = images.emotion.cat.rename_categories(class_names)
     sns.countplot(images, x="emotion", hue="split", ax=axis)
     for bars in axis.containers:
         axis.bar_label(bars, fontsize=8)
@@ -992,16 +986,15 @@ def plot_class_distribution(splits: dict[str, Split]) -> Figure:
     return figure
 
 
-def plot_example_images(train: Split, seed: int) -> Figure:
+def plot_example_images(train: Split, class_names: Sequence[str], seed: int) -> Figure:
     """Draw up to eight training faces of each class, at random."""
-    emotions, columns = train.table.emotion.cat.categories, 8
-    size = columns + 1, len(emotions) + 0.5
-    figure, axes = make_figure(len(emotions), columns, figsize=size)
+    figure = Figure(figsize=(9, len(class_names) + 0.5), layout="constrained")
     figure.suptitle("Training images, before augmentation")
+    axes = figure.subplots(len(class_names), 8)
     random = np.random.default_rng(seed)
-    for number, (row, emotion) in enumerate(zip(axes, emotions, strict=True)):
-        rows = random.permutation(np.flatnonzero(train.labels == number))[:columns]
-        row[0].set_ylabel(emotion, rotation=0, ha="right", va="center")
+    for number, (row, name) in enumerate(zip(axes, class_names, strict=True)):
+        rows = random.permutation(np.flatnonzero(train.labels == number))[:8]
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axis in row:
             axis.set(xticks=[], yticks=[], frame_on=False)
         for axis, face in zip(row, train.faces(rows), strict=False):
