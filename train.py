@@ -24,7 +24,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
 import zipfile
@@ -67,10 +66,9 @@ def starting_tensorflow() -> Generator[None, None, None]:
             after.callback(os.dup2, stderr, 2)
             with open(os.devnull, "w") as devnull:
                 os.dup2(devnull.fileno(), 2)
-        in_main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGINT)
-        is_default = in_main and handler is signal.default_int_handler
-        if is_default and not utils.is_interactive():
+        is_script = __name__ == "__main__" and not utils.is_interactive()
+        if is_script and handler is signal.default_int_handler:
             after.callback(signal.signal, signal.SIGINT, handler)
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback
         yield
