@@ -176,20 +176,20 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
     """Find the folders of training and test images; of class folders alone, train."""
     names = utils.list_folders(data_dir) if data_dir.is_dir() else []
     folders = {name.casefold(): data_dir / name for name in names}
-    test = next((name for name in TEST_NAMES if name in folders), None)
-    if "train" in folders and test:
-        if test != "test":
-            print(f"test images: {printable(folders[test])}")
-        return {"train": folders["train"], "test": folders[test]}
-    alone = "train" not in folders and not test
-    if alone and names and utils.match_folders(data_dir, class_names):
+    train = folders.get("train")
+    test = next((folders[name] for name in TEST_NAMES if name in folders), None)
+    if train and test:
+        if "test" not in folders:
+            print(f"test images: {printable(test)}")
+        return {"train": train, "test": test}
+    if names and not (train or test) and utils.match_folders(data_dir, class_names):
         above = data_dir.absolute().parent
         if data_dir.name in ("train", *TEST_NAMES) and (above / "train").is_dir():
             raise UserError(f"{data_dir}: holds one part; name the folder above")
         share = f"{HELD_OUT:.0%} of the images are held out to test"
         print(f"no train/ and test/ in {printable(data_dir)}: {share}")
         return {"train": data_dir}
-    missing = data_dir / ("test" if "train" in folders else "train")
+    missing = data_dir / ("test" if train else "train")
     found = f"; found instead: {', '.join(names)}" if names else ""
     raise UserError(f"{missing}: no such folder{found}", "" if names else GET_DATA)
 
@@ -306,8 +306,8 @@ def describe_data(splits: dict[str, Split], unreadable: dict[str, list[str]]) ->
             print(f"ignored: {printable(line)}")
         if len(lines) > 5:
             print(f"ignored: {len(lines) - 5} more in {name}")
-    for name, table in tables.items():
-        for emotion, count in table.emotion.value_counts().items():
+    for name, images in counts.items():
+        for emotion, count in images.items():
             if count < 3:
                 print(f"very few images of {printable(emotion)} in {name}: {count}")
     if tables["test"].in_train.all():
@@ -591,14 +591,14 @@ def compile_model(model: keras.Model, learning_rate: float, steps: int) -> None:
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
     )
-    decay = {"weight_decay": WEIGHT_DECAY, "adam_weight_decay": WEIGHT_DECAY}
-    optimizer = Muon(schedule, **decay)
+    muon = Muon(schedule, weight_decay=WEIGHT_DECAY, adam_weight_decay=WEIGHT_DECAY)
+    muon.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     if model.compute_dtype == "bfloat16":
-        optimizer.matrix_dtype = "bfloat16"
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        muon.matrix_dtype = "bfloat16"
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
-    speed = {"steps_per_execution": STEPS_PER_EXECUTION}
-    model.compile(optimizer, loss, metrics=["accuracy"], **speed)
+    model.compile(
+        muon, loss, metrics=["accuracy"], steps_per_execution=STEPS_PER_EXECUTION
+    )
 
 
 def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Model:
@@ -834,6 +834,7 @@ def describe_run(args: argparse.Namespace, splits: dict[str, Split]) -> dict[str
         "images": {name: len(split.table) for name, split in splits.items()},
         "versions": {"python": platform.python_version()}
         | {module.__name__: module.__version__ for module in (tf, keras, np)},
+        "temperature": None,
     }
 
 
@@ -889,7 +890,6 @@ def write_results(
         temperature, utils.evaluate. And the names of the files.
     """
     folder, about = args.model_path.parent, describe_run(args, splits)
-    about["temperature"] = None
     with utils.atomic_write(args.model_path) as new_model:
         save_model(model, new_model, about)
         if "validation" in splits:
