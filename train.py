@@ -1034,8 +1034,9 @@ def run(args: argparse.Namespace) -> None:
         args.precision = choose_precision()
     checkpoint = checkpoint_path(args.model_path)
     if args.resume and not checkpoint.exists():
-        done = "; to go on from a finished one: --fine-tune" * args.model_path.exists()
-        raise UserError(f"{checkpoint}: no unfinished training to resume{done}")
+        done = args.model_path.exists()
+        hint = "; to go on from a finished one: --fine-tune" if done else ""
+        raise UserError(f"{checkpoint}: no unfinished training to resume{hint}")
     if checkpoint.exists() and not (args.resume or args.restart):
         choices = "go on with --resume or discard it with --restart"
         raise UserError(f"{checkpoint}: an unfinished training; {choices}")
@@ -1055,16 +1056,21 @@ def run(args: argparse.Namespace) -> None:
     else:
         print("Not calibrated: that needs a --validation-split above 0.")
     print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Written:")
-    print(*[f"  {printable(folder / name)}" for name in names], sep="\n")
-    script = str(utils.of_project(Path("predict.py")))
-    image = splits["test"].table.path.iloc[0]
+    for name in names:
+        print(f"  {printable(folder / name)}")
+    print(f"\nNow try: {printable(propose_command(args, splits['test']))}")
+    checkpoint.unlink()  # last: until here it can be resumed
+
+
+def propose_command(args: argparse.Namespace, test: Split) -> str:
+    """Write the command that classifies an image with the new model."""
+    image = test.table.path.iloc[0]
     if args.data_dir.is_file():  # the images are lines of it
         image = str(utils.of_project(DATA_DIR / "astronaut.jpg"))
-    command = ["python", script, "--image", image]
+    command = ["python", str(utils.of_project(Path("predict.py"))), "--image", image]
     if args.model_path != utils.of_project(utils.MODEL_PATH):
         command += ["--model", str(args.model_path)]
-    print(f"\nNow try: {printable(utils.join_command(command))}")
-    checkpoint.unlink()  # last: until here it can be resumed
+    return utils.join_command(command)
 
 
 def terminate(number: int, frame: Any) -> None:
@@ -1087,7 +1093,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         kept = checkpoint_path(args.model_path).exists()
         what = "--resume goes on" if kept else "no epoch was complete"
         print(f"train.py: stopped; {what}", file=sys.stderr)
-        sys.exit(128 + (stop.args or (signal.SIGINT,))[0])
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 
 
 def leave(stop: SystemExit) -> None:
