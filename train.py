@@ -82,6 +82,8 @@ with starting_tensorflow():
     # are what this field's users know and extend.
     from tensorflow.keras.preprocessing.image import ImageDataGenerator, Iterator
 
+Splits = dict[str, Split]  # train, test, and validation if one is held out
+
 DATA_DIR = Path("data")
 TEST_NAMES = ["test", "validation", "valid", "val"]  # folders; the first found tests
 HELD_OUT = 0.2  # fraction of the images to test on, if no folder holds test images
@@ -196,7 +198,7 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
 
 def index_csv(
     path: Path, class_names: Sequence[str], scratch: Path
-) -> tuple[dict[str, Split], dict[str, list[str]]]:
+) -> tuple[Splits, dict[str, list[str]]]:
     """Read FER2013 as its authors distribute it: a line an image.
 
     The columns emotion, 0 to 6, pixels and Usage tell all. Training trains, PublicTest
@@ -236,12 +238,10 @@ def index_csv(
     return splits, unreadable
 
 
-def index_data(args: argparse.Namespace) -> dict[str, Split]:
+def index_data(args: argparse.Namespace) -> Splits:
     """Decode the images of the data folder, and print what there is.
 
-    Returns:
-        The splits: train, test (its table with a column in_train), and validation if
-        one is held out.
+    The table of test gets a column in_train.
     """
     # Decoded pixels go beside the model: the system's own folder can be memory.
     scratch = args.model_path.parent
@@ -290,7 +290,7 @@ def split_validation(split: Split, fraction: float) -> tuple[Split, Split]:
     return parts
 
 
-def describe_data(splits: dict[str, Split], unreadable: dict[str, list[str]]) -> None:
+def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
     """Print how many images there are, how many are repeated, and how many ignored."""
     tables = {name: split.table for name, split in splits.items()}
     counts = {name: table.emotion.value_counts() for name, table in tables.items()}
@@ -823,7 +823,7 @@ def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
             target.attrs[name] = json.dumps(value)
 
 
-def describe_run(args: argparse.Namespace, splits: dict[str, Split]) -> dict[str, Any]:
+def describe_run(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
     """Collect what the model file tells about itself; no paths."""
     arguments = make_settings(args, splits["train"], splits["test"])
     return {
@@ -875,10 +875,7 @@ def calibrate(model: keras.Model, network: utils.Network, validation: Split) -> 
 
 
 def write_results(
-    model: keras.Model,
-    history: pd.DataFrame,
-    splits: dict[str, Split],
-    args: argparse.Namespace,
+    model: keras.Model, history: pd.DataFrame, splits: Splits, args: argparse.Namespace
 ) -> tuple[dict, list[str]]:
     """Write the model file, measure it, and write figures and plots beside it.
 
@@ -902,7 +899,7 @@ def write_results(
             history.to_csv(file, lineterminator="\n")
         with utils.atomic_write(folder / "metrics.json") as file:
             file.write_text(json.dumps(metrics, indent=2) + "\n", newline="\n")
-        figures = write_figures(folder, history, splits, metrics["test"], args)
+        figures = write_figures(history, splits, metrics["test"], args)
         old = args.model_path
         # Equal files: a kill came after this one took its place. Keep the previous one.
         if old.exists() and not filecmp.cmp(old, new_model, shallow=False):
@@ -912,11 +909,7 @@ def write_results(
 
 
 def write_figures(
-    folder: Path,
-    history: pd.DataFrame,
-    splits: dict[str, Split],
-    metrics: dict,
-    args: argparse.Namespace,
+    history: pd.DataFrame, splits: Splits, metrics: dict, args: argparse.Namespace
 ) -> list[str]:
     """Draw data, training and test; return the names of the files."""
     train = splits["train"]
@@ -929,12 +922,12 @@ def write_figures(
             "example_images.png": plot_example_images(train, names, args.seed),
         }
         for name, figure in figures.items():
-            with utils.atomic_write(folder / name) as file:
+            with utils.atomic_write(args.model_path.with_name(name)) as file:
                 figure.savefig(file, dpi=120)
     return list(figures)
 
 
-def plot_learning_curves(history: pd.DataFrame, splits: dict[str, Split]) -> Figure:
+def plot_learning_curves(history: pd.DataFrame, splits: Splits) -> Figure:
     """Draw loss and accuracy of every epoch."""
     validation = "validation" if "validation" in splits else "test"
     figure = Figure(figsize=(10, 4), layout="constrained")  # pyplot opens windows
@@ -967,9 +960,7 @@ def plot_reliability(metrics: dict) -> Figure:
     return figure
 
 
-def plot_class_distribution(
-    splits: dict[str, Split], class_names: Sequence[str]
-) -> Figure:
+def plot_class_distribution(splits: Splits, class_names: Sequence[str]) -> Figure:
     """Draw the number of images of each class."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
