@@ -14,11 +14,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import predict
-from train import keras  # noqa: F401  first of all: it sets TensorFlow up
+import train
+import utils
+from train import keras  # train.py's: it sets TensorFlow up
 
 ROOT = Path(__file__).parent.parent
 MODEL = "models/face_classification_model.h5"
 DEMO = "python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5"
+CLASSES = ["angry", "happy", "sad"]
+SMALL = [*"--filters 4 8 --dense-units 5 --classes".split(), *CLASSES]
 UNIX = pytest.mark.skipif(
     os.name == "nt", reason="of Unix: limits, pipes, links, signals, shells"
 )
@@ -48,6 +52,37 @@ def make_tree(folder: Path, classes: list[str], train: int = 12, test: int = 4) 
     return folder
 
 
+def small_model() -> keras.Sequential:
+    """Build the network of the options SMALL."""
+    return train.build_model((48, 48, 1), 3, filters=[4, 8], dense_units=5)
+
+
+def randomize(model: keras.Model) -> None:
+    """Give a network random weights, the same each time."""
+    random = np.random.default_rng(1)
+    for weight in model.weights:
+        values = random.normal(size=weight.shape) / np.prod(weight.shape[:-1]) ** 0.5
+        weight.assign(np.abs(values) if "variance" in weight.name else values)
+
+
+def save_model(model: keras.Model, path: Path) -> Path:
+    """Write a model file as train.py does, whatever the network is made of."""
+    train.save_model(model, path, {"class_names": CLASSES, "rescale": utils.RESCALE})
+    return path
+
+
+def assert_same_arrays(first: list, second: list) -> None:
+    """Compare arrays bit for bit."""
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def run_train(tree: Path, model_path: Path, *options: object) -> None:
+    """Train a small network on a tree, in this process."""
+    words = [*SMALL, "--data-dir", tree, "--model-path", model_path, *options]
+    train.main(list(map(str, words)))
+
+
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Generator[None, None, None]:
     """Let no file grow beyond a number of bytes, as if the disk were full."""
@@ -64,7 +99,7 @@ def file_size_limit(limit: int) -> Generator[None, None, None]:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return a folder with train/ and test/ of three classes."""
-    return make_tree(tmp_path / "faces", ["angry", "happy", "sad"])
+    return make_tree(tmp_path / "faces", CLASSES)
 
 
 @pytest.fixture(scope="module")
