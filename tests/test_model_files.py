@@ -3,11 +3,12 @@
 Where Keras or HDF5 would obey a payload, it is shown to work there.
 """
 
+import contextlib
 import json
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,25 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import save_model, small_model
 
 import train
 import utils
 from utils import UserError
 
-CLASSES = ["angry", "happy", "sad"]
 KERNEL = "model_weights/dense/face_classifier/dense/kernel"
+SHAPE = 12 * 12 * 8, 5  # of that kernel
 ELSEWHERE = f"its {KERNEL} does not stand in the file as it is"
-
-
-def save(model: keras.Model, path: Path) -> Path:
-    """Save a network as train.py does, whatever it is made of."""
-    train.save_model(model, path, {"class_names": CLASSES, "rescale": 1 / 255})
-    return path
+NO_ARRAY = f"{KERNEL} is not in it, or a link to something else"
+OTHER_KIND = f"its {KERNEL} is no array of float32 or float16"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return the bytes of a small model file."""
     keras.backend.clear_session()  # so that the first dense layer is named dense
-    model = train.build_model((48, 48, 1), 3, filters=[4, 8], dense_units=5)
     path = tmp_path_factory.mktemp("whole") / "model.h5"
-    return save(model, path).read_bytes()
+    return save_model(small_model(), path).read_bytes()
 
 
 @pytest.fixture
@@ -72,33 +69,15 @@ def find_layer(layers: list[dict], kind: str) -> dict[str, Any]:
     return next(layer["config"] for layer in layers if layer["class_name"] == kind)
 
 
-def test_a_whole_file_is_loaded(path: Path) -> None:
-    assert utils.load_model(path).class_names == CLASSES
-
-
-def test_models_made_earlier_are_loaded(path: Path) -> None:
-    def use_relu(layers: list[dict]) -> None:
-        for layer in layers:
-            if layer["class_name"] == "Activation":
-                kept = {"name": layer["config"]["name"]}
-                layer |= {"class_name": "ReLU", "config": kept}
-
-    edit_config(path, use_relu)
-    network = utils.load_model(path)
-    faces = np.random.default_rng(1).random((3, 48, 48, 1), np.float32)
-    expected = keras.saving.load_model(path, compile=False).predict_on_batch(faces)
-    np.testing.assert_allclose(network.predict(faces, tta=False), expected, rtol=1e-4)
-
-
 def test_no_model_file(tmp_path: Path) -> None:
     for place in (tmp_path / "model.h5", tmp_path):
         with pytest.raises(UserError, match=r"no model file there.*python train\.py"):
             utils.load_model(place)
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89HDF\r\n\x1a\n", None])
-def test_no_hdf5(path: Path, whole: bytes, content: bytes | None) -> None:
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89HDF\r\n\x1a\n", "half"])
+def test_no_hdf5(path: Path, whole: bytes, content: bytes | str) -> None:
+    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     assert refusal(path)
 
 
@@ -133,14 +112,9 @@ def test_attributes(path: Path, name: str, value: object, reason: str) -> None:
     assert reason in refusal(path)
 
 
-def test_weights_only(path: Path) -> None:
-    model = keras.saving.load_model(path, compile=False)
-    weights = path.with_suffix(".weights.h5")
-    model.save_weights(weights)
-    assert "perhaps weights only" in refusal(weights)
-
-
-@pytest.mark.parametrize("shape", [[48, 64, 1], [8, 8, 1], [512, 512, 1], [48, 48, 3]])
+@pytest.mark.parametrize(
+    "shape", [[48, 64, 1], [8, 8, 1], [512, 512, 1], [48, 48, 3], [48, 48]]
+)
 def test_other_input(path: Path, shape: list[int]) -> None:
     edit_config(path, lambda ls: ls[0]["config"].update(batch_shape=[None, *shape]))
     assert refusal(path) == f"its input is {(None, *shape)}, not gray squares"
@@ -166,7 +140,6 @@ def test_other_input(path: Path, shape: list[int]) -> None:
         ("Dense", "name", "a/b", ""),
         ("BatchNormalization", "axis", list(range(50)), "axis of its layer"),
         ("BatchNormalization", "axis", 1, "axis of its layer"),
-        ("InputLayer", "batch_shape", [None, 48, 48], "its input is"),
     ],
 )
 def test_configurations(
@@ -191,12 +164,13 @@ def test_a_lambda_is_not_run(tmp_path: Path) -> None:
     target = tmp_path / "touched"
     touch = eval(f"lambda x: [x, open({str(target)!r}, 'w')][0]")
     layer = keras.layers.Lambda(touch, output_shape=(48, 48, 1))
-    path = save(keras.Sequential([keras.Input((48, 48, 1)), layer]), tmp_path / "m.h5")
+    model = keras.Sequential([keras.Input((48, 48, 1)), layer])
+    path = save_model(model, tmp_path / "m.h5")
     target.unlink(missing_ok=True)
     assert refusal(path) == "it holds a layer Lambda, not one of utils.LAYERS"
     assert not target.exists()
-    model = keras.saving.load_model(path, compile=False, safe_mode=False)
-    model(np.zeros((1, 48, 48, 1)))
+    loaded = keras.saving.load_model(path, compile=False, safe_mode=False)
+    loaded(np.zeros((1, 48, 48, 1)))
     assert target.exists()
 
 
@@ -214,11 +188,6 @@ def test_objects_of_other_modules_are_refused(path: Path, place: str) -> None:
     assert refusal(path)
 
 
-def test_layers_of_other_modules_are_refused(path: Path) -> None:
-    edit_config(path, lambda layers: layers.insert(1, OS_SYSTEM))
-    assert refusal(path) == "it holds a layer system, not one of utils.LAYERS"
-
-
 @pytest.mark.parametrize("name", ["kernel_initializer", "kernel_regularizer"])
 def test_what_only_training_needs_is_passed_over(path: Path, name: str) -> None:
     edit_config(path, lambda ls: find_layer(ls, "Dense").update({name: OS_SYSTEM}))
@@ -227,93 +196,68 @@ def test_what_only_training_needs_is_passed_over(path: Path, name: str) -> None:
     utils.load_model(path)
 
 
-def replace_kernel(path: Path, plant: Callable[[h5py.Group, tuple], None]) -> None:
-    """Put something else where the first dense layer's weights were."""
+@contextlib.contextmanager
+def replacing_kernel(path: Path) -> Generator[h5py.Group, None, None]:
+    """Yield the group in which something else is to stand for the kernel."""
     with h5py.File(path, "r+") as file:
-        group, shape = file[KERNEL].parent, file[KERNEL].shape
+        group = file[KERNEL].parent
         del group["kernel"]
-        plant(group, shape)
+        yield group
 
 
-def test_an_external_dataset_is_not_read(path: Path) -> None:
-    def plant(group: h5py.Group, shape: tuple[int, int]) -> None:
-        # The first bytes of this file, as the weights.
-        group.create_dataset(
-            "kernel", shape, np.float32, external=[(__file__, 0, h5py.h5f.UNLIMITED)]
-        )
-
-    replace_kernel(path, plant)
-    with h5py.File(path) as file:  # HDF5 itself reads it
-        assert file[KERNEL][:].tobytes()[:20] == Path(__file__).read_bytes()[:20]
-    assert refusal(path) == ELSEWHERE
-
-
-def test_a_virtual_dataset_is_not_read(path: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.h5"
-
-    def plant(group: h5py.Group, shape: tuple[int, int]) -> None:
-        with h5py.File(other, "w") as file:
-            file["secret"] = np.full(shape, 7, np.float32)
-        layout = h5py.VirtualLayout(shape, np.float32)
-        layout[...] = h5py.VirtualSource(other, "secret", shape)
-        group.create_virtual_dataset("kernel", layout)
-
-    replace_kernel(path, plant)
-    with h5py.File(path) as file:
-        assert (file[KERNEL][:] == 7).all()
-    assert refusal(path) == ELSEWHERE
-
-
-@pytest.mark.parametrize("kind", ["external", "soft", "dangling"])
-def test_links_are_not_followed(path: Path, tmp_path: Path, kind: str) -> None:
-    def plant(group: h5py.Group, shape: tuple[int, int]) -> None:
-        if kind == "external":
-            with h5py.File(tmp_path / "other.h5", "w") as file:
-                file["secret"] = np.full(shape, 7, np.float32)
-            group["kernel"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "secret")
+@pytest.mark.parametrize("kind", ["raw", "virtual", "external link", "soft link"])
+def test_nothing_is_read_from_elsewhere(path: Path, kind: str) -> None:
+    secret, raw = path.with_name("secret.h5"), path.with_name("secret.raw")
+    sevens = np.full(SHAPE, 7, np.float32)
+    sevens.tofile(raw)
+    with h5py.File(secret, "w") as file:
+        file["secret"] = sevens
+    with replacing_kernel(path) as group:
+        if kind == "raw":
+            external = [(raw, 0, h5py.h5f.UNLIMITED)]
+            group.create_dataset("kernel", SHAPE, np.float32, external=external)
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(SHAPE, np.float32)
+            layout[...] = h5py.VirtualSource(secret, "secret", SHAPE)
+            group.create_virtual_dataset("kernel", layout)
+        elif kind == "external link":
+            group["kernel"] = h5py.ExternalLink(secret, "secret")
         else:
-            group.file["secret"] = np.full(shape, 7, np.float32)
-            target = "/secret" if kind == "soft" else "/nowhere"
-            group["kernel"] = h5py.SoftLink(target)
-
-    replace_kernel(path, plant)
-    if kind != "dangling":
-        with h5py.File(path) as file:
-            assert (file[KERNEL][:] == 7).all()
-    assert refusal(path) == f"{KERNEL} is not in it, or a link to something else"
+            group.file["secret"] = sevens
+            group["kernel"] = h5py.SoftLink("/secret")
+    with h5py.File(path) as file:  # HDF5 itself reads it
+        assert (file[KERNEL][:] == 7).all()
+    assert refusal(path) == (NO_ARRAY if "link" in kind else ELSEWHERE)
 
 
-def test_declared_huge(path: Path) -> None:
-    replace_kernel(
-        path, lambda group, _: group.create_dataset("kernel", (10**6, 10**6), "f4")
-    )
-    assert "kernel has shape (1000000, 1000000), not (" in refusal(path)
-
-
-@pytest.mark.parametrize("chunks", [None, (1, 1)])
-def test_declared_and_not_written(path: Path, chunks: tuple[int, int] | None) -> None:
-    def plant(group: h5py.Group, shape: tuple[int, int]) -> None:
-        group.create_dataset("kernel", shape, "f4", chunks=chunks)
-
-    replace_kernel(path, plant)
-    assert refusal(path) == ELSEWHERE
+def test_a_link_to_nothing(path: Path) -> None:
+    with replacing_kernel(path) as group:
+        group["kernel"] = h5py.SoftLink("/nowhere")
+    assert refusal(path) == NO_ARRAY
 
 
 @pytest.mark.parametrize(
-    "options", [{"compression": "lzf"}, {"dtype": np.float64}, {"dtype": "S4"}]
+    ("options", "reason"),
+    [
+        ({"shape": (10**6, 10**6)}, f"its {KERNEL} has shape (1000000, 1000000), not"),
+        ({}, ELSEWHERE),  # declared and not written
+        ({"chunks": (1, 1)}, ELSEWHERE),
+        ({"data": np.zeros(SHAPE), "compression": "lzf"}, ELSEWHERE),
+        ({"dtype": np.float64}, OTHER_KIND),
+        ({"dtype": "S4"}, OTHER_KIND),
+    ],
 )
-def test_other_arrays(path: Path, options: dict) -> None:
-    def plant(group: h5py.Group, shape: tuple[int, int]) -> None:
-        data = np.zeros(shape, options.pop("dtype", np.float32))
-        group.create_dataset("kernel", data=data, **options)
-
-    replace_kernel(path, plant)
-    assert refusal(path).startswith(f"its {KERNEL} ")
+def test_other_arrays(path: Path, options: dict[str, Any], reason: str) -> None:
+    with replacing_kernel(path) as group:
+        options = {"shape": SHAPE, "dtype": np.float32} | options
+        group.create_dataset("kernel", **options)
+    assert refusal(path).startswith(reason)
 
 
 def test_a_group_in_an_array_s_place(path: Path) -> None:
-    replace_kernel(path, lambda group, shape: group.create_group("kernel"))
-    assert refusal(path) == f"its {KERNEL} is no array of float32 or float16"
+    with replacing_kernel(path) as group:
+        group.create_group("kernel")
+    assert refusal(path) == OTHER_KIND
 
 
 @pytest.mark.parametrize("content", [zlib.compress(bytes(10**7)), b"no zlib data"])
@@ -321,12 +265,10 @@ def test_a_group_in_an_array_s_place(path: Path) -> None:
 def test_what_unpacks_to_something_else_than_it_declares(
     path: Path, shuffle: bool, content: bytes
 ) -> None:
-    def plant(group: h5py.Group, shape: tuple[int, int]) -> None:
-        options = {"chunks": shape, "compression": "gzip", "shuffle": shuffle}
-        kernel = group.create_dataset("kernel", shape, "f4", **options)
+    options = {"chunks": SHAPE, "compression": "gzip", "shuffle": shuffle}
+    with replacing_kernel(path) as group:
+        kernel = group.create_dataset("kernel", SHAPE, "f4", **options)
         kernel.id.write_direct_chunk((0, 0), content)
-
-    replace_kernel(path, plant)
     assert refusal(path) == ELSEWHERE
 
 
@@ -335,7 +277,7 @@ def test_arrays_that_are_read_again_and_again_are_counted(
 ) -> None:
     monkeypatch.setattr(utils, "MAX_BYTES", 10**6)
     model = train.build_model((48, 48, 1), 3, filters=[4, 32], dense_units=1)
-    path = save(model, tmp_path / "model.h5")
+    path = save_model(model, tmp_path / "model.h5")
 
     def edit(layers: list[dict]) -> None:
         kinds = [layer["class_name"] for layer in layers]
@@ -359,7 +301,6 @@ def test_what_makes_hdf5_loop_for_ever_is_refused(
     heap = struct.pack("<4sB3xQ", b"GCOL", 1, 16 + len(texts)) + texts
     path.write_bytes(path.read_bytes() + heap)
     if refused:
-        with pytest.raises(UserError, match="a heap in it has no end"):
-            utils.load_model(path)
+        assert refusal(path) == "a heap in it has no end"
     else:
         assert utils.load_model(path).class_names
