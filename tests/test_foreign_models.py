@@ -3,6 +3,7 @@
 The reference is Keras on TensorFlow, which loads the same network.
 """
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import random_pixels
+from conftest import random_pixels, randomize
 from PIL import Image
 
 import predict
@@ -21,6 +22,7 @@ from utils import UserError
 layers = keras.layers
 EMOTIONS = ["angry", "fear", "happy"]
 UNIT = "taken for a network of gray pixels of 0 to 1"
+RAW = "taken for a network of gray pixels of 0 to 255, which it scales itself"
 
 
 def chain(size: int = 48, *begin: keras.Layer, end: str = "softmax") -> keras.Model:
@@ -54,13 +56,21 @@ def branches() -> keras.Model:
 
 def save(model: keras.Model, path: Path) -> Path:
     """Give a network random weights, and save it as a tutorial does."""
-    random = np.random.default_rng(1)
-    for weight in model.weights:
-        values = random.normal(size=weight.shape) / np.prod(weight.shape[:-1]) ** 0.5
-        weight.assign(np.abs(values) if "variance" in weight.name else values)
+    randomize(model)
     model.compile("adam", "categorical_crossentropy")
     model.save(path)
     return path
+
+
+def take_arrays(group: h5py.Group) -> dict[str, np.ndarray]:
+    """Take all arrays out of a group, by their names."""
+    names: list[str] = []
+    group.visit(names.append)
+    datasets = [name for name in names if isinstance(group[name], h5py.Dataset)]
+    arrays = {name: group[name][...] for name in datasets}
+    for name in arrays:
+        del group[name]
+    return arrays
 
 
 def as_keras_2(path: Path, oldest: bool = False) -> None:
@@ -91,55 +101,31 @@ def as_keras_2(path: Path, oldest: bool = False) -> None:
             second["config"]["batch_input_shape"] = shape
             config["config"] = [second, *rest]
         file.attrs["model_config"] = json.dumps(config)
-        weights = {}
-        file["model_weights"].visititems(
-            lambda name, item: (
-                weights.update({name: item[...]})
-                if isinstance(item, h5py.Dataset)
-                else None
-            )
-        )
-        for name, values in weights.items():
-            del file["model_weights"][name]
-            parts = name.split("/")
-            kind = "depthwise_" if parts[0].startswith("depthwise_conv") else ""
-            kind *= parts[-1] == "kernel"
-            file["model_weights"][f"{parts[0]}/{parts[0]}/{kind}{parts[-1]}:0"] = values
+        group = file["model_weights"]
+        for name, values in take_arrays(group).items():
+            owner, *_, array = name.split("/")
+            is_depthwise = owner.startswith("depthwise_conv") and array == "kernel"
+            array = "depthwise_kernel" if is_depthwise else array
+            group[f"{owner}/{owner}/{array}:0"] = values
 
 
 def compress(path: Path) -> None:
     """Write the arrays in pieces, compressed."""
     with h5py.File(path, "r+") as file:
-        names: list[str] = []
-        file["model_weights"].visit(names.append)
-        for name in names:
-            item = file["model_weights"][name]
-            if isinstance(item, h5py.Dataset) and item.ndim > 1:
-                values = item[...]
-                del file["model_weights"][name]
-                options = {"compression": "gzip", "shuffle": True}
-                file["model_weights"].create_dataset(name, data=values, **options)
+        group, options = file["model_weights"], {"compression": "gzip", "shuffle": True}
+        for name, values in take_arrays(group).items():
+            group.create_dataset(name, data=values, **options)
 
 
-def oldest(path: Path) -> None:
-    """Write the file anew as the oldest versions of Keras 2 do."""
-    as_keras_2(path, oldest=True)
-
-
-RAW = layers.Rescaling(1 / 255)
 NETWORKS: dict[str, tuple[Callable[[], keras.Model], Callable | None, str]] = {
     "Keras 3": (chain, None, UNIT),
     "Keras 3, branches": (branches, None, UNIT),
     "Keras 2": (chain, as_keras_2, UNIT),
     "Keras 2, branches": (branches, as_keras_2, UNIT),
-    "Keras 2, early": (chain, oldest, UNIT),
+    "Keras 2, early": (chain, functools.partial(as_keras_2, oldest=True), UNIT),
     "compressed": (chain, compress, UNIT),
     "64 pixels": (lambda: chain(64), None, UNIT),
-    "raw": (
-        lambda: chain(48, RAW),
-        None,
-        "taken for a network of gray pixels of 0 to 255, which it scales itself",
-    ),
+    "raw": (lambda: chain(48, layers.Rescaling(1 / 255)), None, RAW),
     "logits": (lambda: chain(end="linear"), None, f"{UNIT}, and of logits"),
 }
 
@@ -154,9 +140,8 @@ def test_answers_are_those_of_keras(name: str, tmp_path: Path) -> None:
     network = utils.load_model(path, EMOTIONS)
     assert (network.assumed, network.class_names) == (assumed, EMOTIONS)
     assert network.size == model.input_shape[1]
-    faces = np.random.default_rng(2).random(
-        (5, network.size, network.size, 1), np.float32
-    )
+    shape = 5, network.size, network.size, 1
+    faces = np.random.default_rng(2).random(shape, np.float32)
     expected = model.predict_on_batch(faces * 255 if name == "raw" else faces)
     if name == "logits":
         expected = keras.ops.softmax(expected)
