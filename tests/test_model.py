@@ -50,7 +50,7 @@ def test_layers(model: keras.Sequential) -> None:
     assert model.count_params() == convolutions + normalizations + dense
 
 
-def test_faces_are_brought_to_one_light_and_contrast(model: keras.Model) -> None:
+def test_light_and_contrast_change_nothing(model: keras.Model) -> None:
     faces = np.random.default_rng(1).random((3, 48, 48, 1), np.float32)
     first = model.layers[0]
     expected = (faces - faces.mean(axis=(1, 2, 3), keepdims=True)) / np.sqrt(
@@ -105,7 +105,7 @@ def test_steps_of_kernels_are_orthogonal(dtype: str, tolerance: float) -> None:
     assert 0.6 < diagonal.min() < diagonal.max() < 1.3
 
 
-def test_what_is_watched_is_what_is_left(tree: Path) -> None:
+def test_what_is_validated_is_what_is_left(tree: Path) -> None:
     model, history = fit(tree, "--epochs", "4", "--batch-size", "2")
     assert list(history.columns) == ["accuracy", "loss", "val_accuracy", "val_loss"]
     assert (history.index.name, list(history.index)) == ("epoch", [1, 2, 3, 4])
@@ -149,7 +149,7 @@ def test_regularization_reaches_network_and_batches(tree: Path) -> None:
     model = train.make_model(args, 10, dropout=strength["dropout"])
     rates = [x.rate for x in model.layers if isinstance(x, keras.layers.Dropout)]
     assert rates == [strength["dropout"]] * 2
-    batches, watched = train.make_iterators(index, index, args)
+    batches, validation = train.make_iterators(index, index, args)
     assert batches.random_erasing == strength["random_erasing"]
     assert batches.mixup == strength["mixup"] > 0
     generator, shift = batches.generator, strength["shift"]
@@ -157,9 +157,9 @@ def test_regularization_reaches_network_and_batches(tree: Path) -> None:
     assert generator.rotation_range == strength["rotation"]
     assert generator.width_shift_range == generator.height_shift_range == shift
     assert generator.zoom_range == [1 - strength["zoom"], 1 + strength["zoom"]]
-    assert (watched.random_erasing, watched.mixup) == (0, 0)
-    assert not watched.shuffle
-    assert not watched.generator.horizontal_flip
+    assert (validation.random_erasing, validation.mixup) == (0, 0)
+    assert not validation.shuffle
+    assert not validation.generator.horizontal_flip
 
 
 @pytest.mark.parametrize(
@@ -253,13 +253,8 @@ def test_views() -> None:
         np.testing.assert_array_equal(views[2 * number + 1], mirrored)
 
 
-@pytest.fixture
-def network(model: keras.Model, tmp_path: Path) -> utils.Network:
-    """Load the small network again, as predictions use it."""
-    return utils.load_model(save_model(model, tmp_path / "model.h5"))
-
-
-def test_views_are_averaged(network: utils.Network) -> None:
+def test_views_are_averaged(model: keras.Model, tmp_path: Path) -> None:
+    network = utils.load_model(save_model(model, tmp_path / "model.h5"))
     faces = np.random.default_rng(1).random((3, 48, 48, 1), np.float32)
     single = network.predict(faces, tta=False)
     views = utils.make_views(faces)
