@@ -19,6 +19,10 @@ from utils import UserError
 
 layers = keras.layers
 ACTIVATIONS = [name for name in utils.ACTIVATIONS if name != "softmax"]
+TRAINING_ONLY = (
+    "Dropout SpatialDropout2D AlphaDropout GaussianDropout GaussianNoise "
+    "ActivityRegularization RandomRotation RandomZoom RandomContrast"
+).split()
 RANDOM = np.random.default_rng(1)
 
 
@@ -82,18 +86,11 @@ IMAGES = {  # layers that take 12 x 12 pixels of 6 channels
     "zero padding": layers.ZeroPadding2D(((1, 2), (3, 0))),
     "zero padding of one number": layers.ZeroPadding2D(2),
     "rescaling": layers.Rescaling(2.5, offset=-1),
-    "dropout": layers.Dropout(0.5),
-    "spatial dropout": layers.SpatialDropout2D(0.5),
-    "alpha dropout": layers.AlphaDropout(0.5),
-    "gaussian dropout": layers.GaussianDropout(0.5),
-    "noise": layers.GaussianNoise(0.5),
-    "activity": layers.ActivityRegularization(0.1),
     "flip": layers.RandomFlip("horizontal"),
-    "rotation": layers.RandomRotation(0.2),
     "translation": layers.RandomTranslation(0.2, 0.2),
-    "zoom": layers.RandomZoom(0.2),
-    "contrast": layers.RandomContrast(0.2),
-} | {name: layers.Activation(name) for name in ACTIVATIONS}
+}
+IMAGES |= {name: layers.Activation(name) for name in ACTIVATIONS}
+IMAGES |= {name: getattr(layers, name)(0.5) for name in TRAINING_ONLY}
 ROWS = {  # layers that take 20 numbers
     "dense": layers.Dense(7, use_bias=False, activation="softplus"),
     "batch normalization": layers.BatchNormalization(),
