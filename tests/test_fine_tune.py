@@ -8,12 +8,17 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import make_tree
+from conftest import (
+    CLASSES,
+    SMALL,
+    assert_same_arrays,
+    make_tree,
+    save_model,
+    small_model,
+)
 
 import train
 import utils
-
-CLASSES = ["angry", "happy", "sad"]
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_figures: None) -> Pat
     """Return a folder with faces/ and a network that tells them apart, trained.h5."""
     folder = tmp_path_factory.mktemp("fine_tune")
     make_tree(folder / "faces", CLASSES)
-    save(train.build_model((48, 48, 1), 3, [4, 6], 5), folder / "trained.h5")
+    save_model(small_model(), folder / "trained.h5")
     return folder
-
-
-def save(model: keras.Model, path: Path) -> None:
-    """Write a model file."""
-    about = {"class_names": CLASSES, "rescale": utils.RESCALE}
-    train.save_model(model, path, about)
 
 
 def main(folder: Path, name: str, *options: str) -> None:
@@ -50,21 +49,19 @@ def test_it_begins_with_the_weights(
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="full"):
         patch.setattr(train, "write_results", Mock(side_effect=OSError("full")))
         main(folder, "tuned.h5", *options)
-    with pytest.raises(
-        SystemExit, match=r"fine_tune .*trained\.h5, not None\. Use the same"
-    ):
+    different = r"fine_tune .*trained\.h5, not None\. Use the same"
+    with pytest.raises(SystemExit, match=different):
         main(folder, "tuned.h5", *options[:2], "--resume")
     main(folder, "tuned.h5", *options, "--resume")
     tuned = keras.saving.load_model(folder / "tuned.h5", compile=False)
     names = [weight.path for weight in tuned.weights]
-    pairs = zip(
-        weights(folder / "trained.h5"), weights(folder / "tuned.h5"), strict=True
-    )
+    files = folder / "trained.h5", folder / "tuned.h5"
+    pairs = zip(*map(weights, files), strict=True)
     moved = [not np.allclose(before, after, atol=1e-6) for before, after in pairs]
     assert moved == ["moving" in name for name in names]
     with h5py.File(folder / "tuned.h5") as file:
         arguments = json.loads(file.attrs["arguments"])
-    assert (arguments["fine_tune"], arguments["filters"]) == (True, [4, 6])
+    assert (arguments["fine_tune"], arguments["filters"]) == (True, [4, 8])
 
 
 @pytest.mark.parametrize("classes", [["sad", "angry"], ["sad", "happy", "angry"]])
@@ -72,13 +69,12 @@ def test_other_classes_get_a_new_last_layer(folder: Path, classes: list[str]) ->
     words = ["--fine-tune", str(folder / "trained.h5"), "--classes", *classes]
     args = train.parse_args([*words, "--precision", "float32"])
     train.read_widths(args)
-    assert (args.filters, args.dense_units) == ([4, 6], 5)
+    assert (args.filters, args.dense_units) == ([4, 8], 5)
     model = train.make_model(args, 10, 0)
     assert model.output_shape == (None, len(classes))
     before = weights(folder / "trained.h5")
     assert not np.array_equal(model.get_weights()[-2], before[-2])
-    for weight, array in zip(model.get_weights()[:-2], before[:-2], strict=True):
-        np.testing.assert_array_equal(weight, array)
+    assert_same_arrays(model.get_weights()[:-2], before[:-2])
 
 
 def test_without_a_model_file_nothing_is_thrown_away(folder: Path) -> None:
@@ -95,14 +91,13 @@ def test_a_network_of_another_kind(folder: Path) -> None:
     model = keras.Sequential(
         [keras.Input((48, 48, 1)), layers.Flatten(), layers.Dense(3, "softmax")]
     )
-    save(model, folder / "dense.h5")
+    save_model(model, folder / "dense.h5")
     with pytest.raises(SystemExit, match=r"dense\.h5: holds another network than"):
         main(folder, "none.h5", "--fine-tune", str(folder / "dense.h5"))
 
 
 def test_it_is_gentle(folder: Path) -> None:
-    words = ["--precision", "float32", "--filters", "4", "6", "--dense-units", "5"]
-    words += ["--classes", *CLASSES]
+    words = ["--precision", "float32", *SMALL]
     args = train.parse_args([*words, "--fine-tune", str(folder / "trained.h5")])
     strengths = [train.choose_regularization(args, n) for n in (36, 42_500, 42_501)]
     assert strengths[0] == strengths[1] != strengths[2]
