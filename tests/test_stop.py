@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import UNIX
-from test_resume import WORDS, assert_same_training
-
-import train
+from conftest import EMOTIONS, SMALL, UNIX, run_train
+from test_resume import assert_same_training
 
 
 def stop_in_epoch(
@@ -38,9 +36,10 @@ def stop_in_epoch(
 @UNIX
 @pytest.mark.usefixtures("empty_figures")
 def test_real_processes_are_stopped_and_go_on(checkout: Path, tmp_path: Path) -> None:
-    data = ["--data-dir", "data/demo", "--model-path"]
-    words = ["train.py", *WORDS, *data, str(tmp_path / "a b" / "m.h5")]
-    checkpoint = tmp_path / "a b" / "m.checkpoint.npz"
+    tree, folder = checkout / "data" / "demo", tmp_path / "a b"
+    options = ["--epochs", "4", "--classes", *EMOTIONS]
+    words = ["train.py", *SMALL, *options, "--data-dir", "data/demo"]
+    words += ["--model-path", str(folder / "m.h5")]
 
     result = stop_in_epoch(checkout, words, 2, signal.SIGINT)
     assert result.returncode == 130
@@ -51,10 +50,7 @@ def test_real_processes_are_stopped_and_go_on(checkout: Path, tmp_path: Path) ->
     assert result.stdout.count("Resumed after epoch 1 of 4.\n") == 1
     assert result.stderr == "train.py: stopped; --resume goes on\n"
 
-    folder = checkout / "data" / "demo"
-    whole = ["--data-dir", str(folder), "--model-path", str(tmp_path / "m.h5")]
-    train.main([*WORDS, *whole])
-    whole[-1] = str(checkpoint.with_name("m.h5"))
-    train.main([*WORDS, *whole, "--resume"])
-    assert not checkpoint.exists()
-    assert_same_training(tmp_path / "a b", tmp_path)
+    run_train(tree, tmp_path / "m.h5", *options)
+    run_train(tree, folder / "m.h5", *options, "--resume")
+    assert not (folder / "m.checkpoint.npz").exists()
+    assert_same_training(folder, tmp_path)
