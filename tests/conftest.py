@@ -32,6 +32,7 @@ LINUX = pytest.mark.skipif(
 CROP = ROOT / "data" / "demo" / "test" / "happy" / "03.png"
 PORTRAIT = ROOT / "data" / "astronaut.jpg"
 EMOTIONS = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
+Ask = Callable[..., tuple[int | str | None, str, str]]  # as of the fixture ask
 
 
 def random_pixels(seed: int, size: int = 48) -> np.ndarray:
@@ -163,9 +164,18 @@ def noise(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def run_predict(*words: object) -> int:
-    """Run predict.py here, with the model that ships; return its exit code."""
-    try:
-        return predict.main(["--model", str(ROOT / MODEL), *map(str, words)])
-    except SystemExit as stop:
-        return stop.code
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture) -> Ask:
+    """Return a function that runs predict.py here, with the model that ships.
+
+    It returns the exit code, or the line that makes it 1, and stdout and stderr.
+    """
+
+    def ask(*words: object) -> tuple[int | str | None, str, str]:
+        try:
+            code = predict.main(["--model", str(ROOT / MODEL), *map(str, words)])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return ask
