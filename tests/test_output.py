@@ -1,9 +1,8 @@
 """What is told of pictures: text, CSV, JSON, drawings; in order, and whole."""
 
-import csv
-import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,22 +18,16 @@ from conftest import (
     MODEL,
     ROOT,
     UNIX,
+    Ask,
     FakeSearch,
     file_size_limit,
     noise,
-    run_predict,
 )
 from PIL import Image
 
 import predict
 import utils
 from utils import UserError
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    """Write a picture of 400 x 300 pixels."""
-    return noise(tmp_path / "photo.png", 400, 300)
 
 
 def test_records_come_one_by_one_and_in_order() -> None:
@@ -58,171 +51,143 @@ def test_records_come_one_by_one_and_in_order() -> None:
 
 
 @pytest.fixture
-def mixed(search: FakeSearch, tmp_path: Path, photo: Path) -> list[Path]:
+def mixed(search: FakeSearch, tmp_path: Path) -> list[Path]:
     """Return a crop, a photo of two faces, and a file that is no image."""
     search.boxes = [(202, 102, 75, 75), (12, 22, 56, 56)]
     crop, broken = tmp_path / "crop.png", tmp_path / "broken.jpg"
-    crop.write_bytes(CROP.read_bytes())
-    broken.write_bytes(b"")
-    return [crop, photo, broken]
+    shutil.copy(CROP, crop)
+    broken.touch()
+    return [crop, noise(tmp_path / "photo.png", 400, 300), broken]
 
 
-def expected(path: Path, faces: str = "auto") -> list[np.ndarray]:
-    """Return the probabilities of an image's faces."""
-    network = utils.load_model(ROOT / MODEL)
-    found = predict.read_faces(str(path), faces)
-    pixels = np.stack([face.pixels for face in found])
-    return list(network.predict(utils.to_input(pixels)))
+def expected(path: Path) -> list[np.ndarray]:
+    """Return the probabilities, of four decimals, of an image's faces."""
+    pixels = np.stack([face.pixels for face in predict.read_faces(str(path), "auto")])
+    answers = utils.load_model(ROOT / MODEL).predict(utils.to_input(pixels))
+    return list(answers.astype(float).round(4))
 
 
-def test_text(mixed: list[Path], capsys: pytest.CaptureFixture) -> None:
-    assert run_predict("--image", *mixed) == 1
-    out, err = capsys.readouterr()
+def answer(probabilities: np.ndarray) -> str:
+    """Write an answer as text."""
+    best = probabilities.argmax()
+    return f"{EMOTIONS[best].capitalize()} ({100 * probabilities[best]:.1f} %)"
+
+
+def test_text_of_one_face(ask: Ask) -> None:
+    (probabilities,) = expected(CROP)
+    lines = [
+        f"{EMOTIONS[i].capitalize():8}  {100 * probabilities[i]:5.1f} %\n"
+        for i in np.argsort(-probabilities, kind="stable")
+    ]
+    text = f"{answer(probabilities)}\n\n{''.join(lines)}"
+    assert ask("--image", CROP) == (0, text, "")
+    unsure = f"Unsure ({answer(probabilities).replace('(', '')}\n"
+    assert ask("--image", CROP, "--min-confidence", 1)[1].startswith(unsure)
+
+
+def test_text_of_several_faces(mixed: list[Path], ask: Ask) -> None:
     crop, photo, broken = mixed
-    answers = []
-    for probabilities in [*expected(crop), *expected(photo)]:
-        best = probabilities.argmax()
-        answers.append(
-            f"{EMOTIONS[best].capitalize()} ({100 * max(probabilities):.1f} %)"
+    names = crop, f"{photo} face 1", f"{photo} face 2"
+    answers = map(answer, expected(crop) + expected(photo))
+    lines = [f"{name}: {text}\n" for name, text in zip(names, answers, strict=True)]
+    error = f"predict.py: error: {broken}: empty file\n"
+    assert ask("--image", *mixed) == (1, "".join(lines), error)
+
+
+def test_json_and_csv(mixed: list[Path], ask: Ask) -> None:
+    crop, photo, broken = map(str, mixed)
+    places = [(crop, 1, 0, 0, 48, 48), (photo, 1, 10, 20, 60, 60)]
+    places.append((photo, 2, 200, 100, 80, 80))
+    records, rows = [], []
+    answers = expected(mixed[0]) + expected(mixed[1])
+    for (path, face, *box), values in zip(places, answers, strict=True):
+        emotion, sure = EMOTIONS[values.argmax()], max(values)
+        records.append(
+            {"path": path, "time": None, "status": "unsure", "face": face}
+            | dict(zip(["x", "y", "width", "height"], box, strict=True))
+            | {"emotion": emotion, "confidence": sure}
+            | {"probabilities": dict(zip(EMOTIONS, values, strict=True))}
+            | {"message": ""}
         )
-    assert out == (
-        f"{crop}: {answers[0]}\n{photo} face 1: {answers[1]}\n"
-        f"{photo} face 2: {answers[2]}\n"
-    )
-    assert err == f"predict.py: error: {broken}: empty file\n"
-
-
-def test_csv(mixed: list[Path], capsys: pytest.CaptureFixture) -> None:
-    assert (
-        run_predict("--image", *mixed, "--format", "csv", "--min-confidence", 0.999)
-        == 1
-    )
-    out = capsys.readouterr().out
+        rows.append([path, "", "unsure", face, *box, emotion, sure, *values, ""])
+    error = dict.fromkeys(records[0]) | {"path": broken, "status": "error"}
+    records.append(error | {"message": "empty file"})
+    rows.append([broken, "", "error", *[""] * 13, "empty file"])
+    words = ["--image", *mixed, "--min-confidence", 0.999, "--format"]
+    code, out, _ = ask(*words, "json")
+    assert code == 1
+    told = list(map(json.loads, out.splitlines()))
+    assert told == records and list(map(list, told)) == list(map(list, records))
+    code, out, _ = ask(*words, "csv")
+    assert code == 1
     header = (
         "path,time,status,face,x,y,width,height,emotion,confidence,"
         "angry,fear,happy,neutral,sad,surprise,message"
     )
-    assert out.splitlines()[0] == header
-    rows = list(csv.DictReader(io.StringIO(out)))
-    crop, photo, broken = map(str, mixed)
-    assert [row["path"] for row in rows] == [crop, photo, photo, broken]
-    assert [row["status"] for row in rows] == ["unsure", "unsure", "unsure", "error"]
-    assert [row["face"] for row in rows] == ["1", "1", "2", ""]
-    places = [[row[n] for n in ("x", "y", "width", "height")] for row in rows]
-    assert places == [
-        ["0", "0", "48", "48"],
-        ["10", "20", "60", "60"],
-        ["200", "100", "80", "80"],
-        ["", "", "", ""],
-    ]
-    for row, probabilities in zip(
-        rows, [*expected(mixed[0]), *expected(mixed[1])], strict=False
-    ):
-        rounded = [str(round(float(p), 4)) for p in probabilities]
-        assert [row[name] for name in EMOTIONS] == rounded
-        assert row["confidence"] == rounded[probabilities.argmax()]
-        assert row["emotion"] == EMOTIONS[probabilities.argmax()]
-        assert row["message"] == ""
-    assert out.splitlines()[-1] == f"{broken},,error,{',' * 13}empty file"
+    assert out.splitlines() == [header, *(",".join(map(str, row)) for row in rows)]
 
 
-def test_json(
-    mixed: list[Path], search: FakeSearch, capsys: pytest.CaptureFixture
+def test_a_photo_without_a_face(
+    mixed: list[Path], search: FakeSearch, ask: Ask
 ) -> None:
     search.boxes = []
-    assert run_predict("--image", *mixed, "--format", "json") == 1
-    out, err = capsys.readouterr()
-    crop, photo, broken = map(json.loads, out.splitlines())
-    (probabilities,) = expected(mixed[0])
-    assert crop == {
-        "path": str(mixed[0]),
-        "time": None,
-        "status": "ok",
-        "face": 1,
-        "x": 0,
-        "y": 0,
-        "width": 48,
-        "height": 48,
-        "emotion": EMOTIONS[probabilities.argmax()],
-        "confidence": pytest.approx(max(probabilities), abs=5e-5),
-        "probabilities": pytest.approx(
-            dict(zip(EMOTIONS, probabilities, strict=True)), abs=5.1e-5
-        ),
-        "message": "",
-    }
-    assert (photo["status"], photo["face"], photo["emotion"]) == ("no_face", None, None)
-    assert (broken["status"], broken["message"]) == ("error", "empty file")
-    assert "--faces never" in photo["message"]
-    assert err.splitlines() == [
-        f"predict.py: error: {mixed[1]}: {photo['message']}",
-        f"predict.py: error: {mixed[2]}: empty file",
-    ]
+    code, out, err = ask("--image", *mixed[:2], "--format", "json")
+    crop, photo = map(json.loads, out.splitlines())
+    assert (code, crop["status"], photo["status"]) == (1, "ok", "no_face")
+    assert photo["face"] is photo["emotion"] is None
+    assert photo["message"] == predict.NO_FACE
+    assert err == f"predict.py: error: {mixed[1]}: {predict.NO_FACE}\n"
 
 
-def test_unsure(capsys: pytest.CaptureFixture) -> None:
-    assert run_predict("--image", CROP, "--min-confidence", 1) == 0
-    probabilities = expected(CROP)[0]
-    emotion = EMOTIONS[probabilities.argmax()].capitalize()
-    line = f"Unsure ({emotion} {probabilities.max():.1%})".replace("%", " %")
-    assert capsys.readouterr().out.splitlines()[0] == line
-
-
-def test_output_is_replaced_only_by_a_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    path = tmp_path / "emotions.csv"
+def test_output_is_replaced_only_by_a_record(tmp_path: Path, ask: Ask) -> None:
+    path, new = tmp_path / "emotions.csv", tmp_path / "new" / "folder" / "emotions.csv"
     path.write_text("old")
-    with pytest.raises(SystemExit, match="no such file"):
-        predict.main(["--image", "missing.jpg", "--output", str(path)])
+    assert "no such file" in ask("--image", "missing.jpg", "--output", path)[0]
     assert path.read_text() == "old"
-    assert run_predict("--image", CROP, "--format", "csv", "--output", path) == 0
-    assert capsys.readouterr() == ("", "")
-    assert run_predict("--image", CROP, "--format", "csv") == 0
-    assert path.read_text() == capsys.readouterr().out
-    new = tmp_path / "new" / "folder" / path.name
-    assert run_predict("--image", CROP, "--format", "csv", "--output", new) == 0
-    assert new.read_text() == path.read_text()
-    with pytest.raises(SystemExit, match=r"emotions\.csv/a\.csv: cannot write: "):
-        predict.main(["--image", str(CROP), "--output", str(path / "a.csv")])
+    words = ["--image", CROP, "--format", "csv"]
+    _, told, _ = ask(*words)
+    for target in (path, new):
+        assert ask(*words, "--output", target) == (0, "", "")
+        assert target.read_text() == told
+    code, _, _ = ask(*words, "--output", path / "a.csv")
+    assert code.startswith(f"predict.py: error: {path / 'a.csv'}: cannot write: ")
 
 
-@pytest.mark.parametrize("option", ["--plot", "--explain"])
+@pytest.mark.parametrize(
+    ("option", "kind"), [("--plot", "emotions"), ("--explain", "heat")]
+)
 def test_pictures(
-    mixed: list[Path], tmp_path: Path, option: str, capsys: pytest.CaptureFixture
+    mixed: list[Path], tmp_path: Path, option: str, kind: str, ask: Ask
 ) -> None:
-    folder = tmp_path / "drawn"
-    other = tmp_path / "other" / "crop.png"
-    other.parent.mkdir()
-    other.write_bytes(mixed[0].read_bytes())
-    assert run_predict("--image", *mixed, other, option, folder) == 1
-    names = {path.name for path in folder.iterdir()}
-    kind = {"--plot": "emotions", "--explain": "heat"}[option]
-    assert names == {f"crop-{kind}.png", f"crop-{kind}-2.png", f"photo-{kind}.png"}
-    for path in folder.iterdir():
-        with Image.open(path) as image:
-            assert image.size == ((960, 480) if "crop" in path.name else (1120, 480))
-    assert run_predict("--image", mixed[1], option, tmp_path / "one.png") == 0
-    drawn = folder / f"photo-{kind}.png"
-    assert (tmp_path / "one.png").read_bytes() == drawn.read_bytes()
-    with pytest.raises(SystemExit, match="name a folder"):
-        predict.main(["--image", *map(str, mixed), option, "one.png"])
+    folder, other, one = (tmp_path / name for name in ("drawn", "other", "one.png"))
+    other.mkdir()
+    shutil.copy(CROP, other / "crop.png")
+    assert ask("--image", *mixed, other / "crop.png", option, folder)[0] == 1
+    sizes = {path.name: Image.open(path).size for path in folder.iterdir()}
+    assert sizes == {
+        f"crop-{kind}.png": (960, 480),
+        f"crop-{kind}-2.png": (960, 480),
+        f"photo-{kind}.png": (1120, 480),
+    }
+    assert ask("--image", mixed[1], option, one)[0] == 0
+    assert one.read_bytes() == (folder / f"photo-{kind}.png").read_bytes()
+    assert "name a folder" in ask("--image", *mixed, option, one)[0]
 
 
 def test_a_plot_has_the_picture_s_resolution(
-    search: FakeSearch, tmp_path: Path
+    search: FakeSearch, tmp_path: Path, ask: Ask
 ) -> None:
     photo, plot = noise(tmp_path / "photo.png", 1200, 700), tmp_path / "plot.png"
-    assert run_predict("--image", photo, "--plot", plot) == 1  # no face
-    with Image.open(photo) as image, Image.open(plot) as drawn:
-        assert drawn.size == (1680, 700)
-        cut = drawn.convert("RGB").crop((0, 0, 1200, 700))
-        difference = np.asarray(cut, int) - np.asarray(image)  # no frame, every pixel
-        assert np.abs(difference).max() <= 2
+    assert ask("--image", photo, "--plot", plot)[0] == 1  # no face
+    drawn = Image.open(plot).convert("RGB")
+    assert drawn.size == (1680, 700)
+    cut = np.asarray(drawn.crop((0, 0, 1200, 700)), int)
+    difference = cut - np.asarray(Image.open(photo))  # no frame, every pixel
+    assert np.abs(difference).max() <= 2
     noise(photo, 3000, 2500)
     search.boxes = [(50 * n, 40 * n, 80, 80) for n in range(50)]
-    assert run_predict("--image", photo, "--plot", plot) == 0
-    with Image.open(plot) as drawn:
-        assert drawn.size == (2000 + 833, 1667)
+    assert ask("--image", photo, "--plot", plot)[0] == 0
+    assert Image.open(plot).size == (2000 + 833, 1667)
 
 
 def test_names_are_cut_between_characters(
