@@ -1,7 +1,6 @@
 """Both scripts run inside a process that somebody goes on with, as in a notebook.
 
-Its streams have neither options nor a number, and are here faked by the least that
-Python's own classes ask for.
+Its streams have neither options nor a number, as StringIO has none.
 """
 
 import io
@@ -10,68 +9,40 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from conftest import MODEL, ROOT, UNIX
+from conftest import CROP, MODEL, ROOT, UNIX
 
 import predict
 import train
 
-FACE = ROOT / "data" / "demo" / "test" / "surprise" / "02.png"
 SMALL = ["--classes", "angry", "happy", "sad", "--filters", "4", "--epochs", "1"]
 
 
-class OutStream(io.TextIOBase):
-    """Keep what is written, as those of Jupyter, Spyder and IDLE pass it on."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        """Write a text."""
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Change nothing."""
-
-
-def fake_notebook(monkeypatch: pytest.MonkeyPatch) -> list[OutStream]:
+def fake_notebook(monkeypatch: pytest.MonkeyPatch) -> list[io.StringIO]:
     """Make this process one like a notebook's; return its stdout and stderr."""
-    streams = [OutStream(), OutStream()]
+    streams = [io.StringIO(), io.StringIO()]
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
     monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
     return streams
 
 
-def here(run: Callable[[], Any]) -> Any:
-    """Run in the main thread."""
-    return run()
+def here(run: Callable, *words: object) -> Any:
+    """Run a command in the main thread."""
+    return run(list(map(str, words)))
 
 
-def in_thread(run: Callable[[], Any]) -> Any:
-    """Run in another thread, and return what it returns or the error it raises."""
-    results = []
-
-    def attempt() -> None:
-        try:
-            results.append(run())
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    thread.join()
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
+def in_thread(run: Callable, *words: object) -> Any:
+    """Run a command in another thread; return what it returns, raise what it raises."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(here, run, *words).result()
 
 
 @pytest.mark.parametrize("start", [here, in_thread])
@@ -79,59 +50,54 @@ def test_predict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable
 ) -> None:
     out, err = fake_notebook(monkeypatch)
-    words = ["--model", str(ROOT / MODEL), "--format", "json", "--image"]
-    words.append(str(FACE))
-    assert start(lambda: predict.main([*words, "--plot", str(tmp_path / "a.png")])) == 0
-    assert json.loads(out.text)["path"] == str(FACE)
-    assert start(lambda: predict.main([*words, "missing.png"])) == 1
-    message = "predict.py: error: missing.png: no such file\n"
-    assert err.text == message
-    with pytest.raises(SystemExit) as stop:
-        start(lambda: predict.main(["--image", "missing.png"]))
-    assert stop.value.code == "predict.py: error: missing.png: no such file or folder"
-    with pytest.raises(SystemExit) as stop:
-        start(lambda: predict.main(["--image", str(FACE), "--output", str(FACE)]))
-    assert stop.value.code == 2
-    assert err.text.splitlines()[1:] == [
-        f"predict.py: error: {FACE}: is to be read; name another file to write"
-    ]
+    words = ["--model", ROOT / MODEL, "--format", "json", "--image", CROP]
+    assert start(predict.main, *words, "--plot", tmp_path / "a.png") == 0
+    assert json.loads(out.getvalue())["path"] == str(CROP)
+    assert start(predict.main, *words, "missing.png") == 1
+    missing = "predict.py: error: missing.png: no such file"
+    assert err.getvalue() == f"{missing}\n"
+    with pytest.raises(SystemExit, match=f"^{missing} or folder$"):
+        start(predict.main, "--image", "missing.png")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        start(predict.main, "--image", CROP, "--output", CROP)
+    line = f"predict.py: error: {CROP}: is to be read; name another file to write\n"
+    assert err.getvalue() == f"{missing}\n{line}"
 
 
-def test_predict_reads_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", [f"{CROP}\n", None])
+def test_predict_reads_a_list(
+    monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
     out, _ = fake_notebook(monkeypatch)
-    for stdin, count in ((io.StringIO(f"{FACE}\n"), 1), (None, 0)):
-        monkeypatch.setattr(sys, "stdin", stdin)
-        assert predict.main(["--model", str(ROOT / MODEL), "--image", "-"]) == 0
-        assert out.text.count(str(FACE)) == count
-        out.text = ""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text) if text else None)
+    assert predict.main(["--model", str(ROOT / MODEL), "--image", "-"]) == 0
+    assert out.getvalue().count(str(CROP)) == bool(text)
 
 
 @pytest.mark.parametrize("start", [here, in_thread])
 def test_train(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable
 ) -> None:
+    def settings() -> list:
+        handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        return [*handlers, plt.get_fignums(), dict(matplotlib.rcParams)]
+
     out, err = fake_notebook(monkeypatch)
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    figure, backend = plt.figure(), plt.get_backend()
-    parameters = dict(matplotlib.rcParams)
-    words = ["--data-dir", str(tree), "--model-path", str(tmp_path / "m.h5"), *SMALL]
-    assert start(lambda: train.main(words)) is None
-    assert out.text.count(" - val_loss: ") == 1
-    assert "Now try: python predict.py --image " in out.text.splitlines()[-1]
-    assert err.text == ""
-    with pytest.raises(SystemExit) as stop:
-        start(lambda: train.main([*words, "--resume"]))
-    path = tmp_path / "m.checkpoint.npz"
-    done = "; to go on from a finished one: --fine-tune"
-    line = f"train.py: error: {path}: no unfinished training to resume{done}"
-    assert stop.value.code == line
+
+    figure = plt.figure()
+    before = settings()
+    words = ["--data-dir", tree, "--model-path", tmp_path / "m.h5", *SMALL]
+    assert start(train.main, *words) is None
+    assert out.getvalue().count(" - val_loss: ") == 1
+    assert "Now try: python predict.py --image " in out.getvalue().splitlines()[-1]
+    assert err.getvalue() == ""
+    line = f"{tmp_path / 'm.checkpoint.npz'}: no unfinished training to resume"
+    with pytest.raises(SystemExit, match=f"^train.py: error: {line}; to go") as stop:
+        start(train.main, *words, "--resume")
     with pytest.raises(SystemExit) as again:
         train.leave(stop.value)
     assert again.value is stop.value
-    # What is the user's own stays as it was.
-    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    assert plt.get_backend() == backend and dict(matplotlib.rcParams) == parameters
-    assert plt.get_fignums() == [figure.number]
+    assert settings() == before  # what is the user's own
     plt.close(figure)
 
 
@@ -167,7 +133,7 @@ def test_a_shell_goes_on_after_a_script() -> None:
 @pytest.mark.parametrize("redirect", ["2>&-", "<&- >/dev/null 2>&-"])
 def test_without_streams(tree: Path, tmp_path: Path, redirect: str) -> None:
     output, path = tmp_path / "a.txt", tmp_path / "m.h5"
-    words = f"predict.py --image {FACE} --output {output} --plot {tmp_path}/a.png"
+    words = f"predict.py --image {CROP} --output {output} --plot {tmp_path}/a.png"
     assert python(words, redirect=redirect) == "0\n"
     assert output.read_text().count("%") == 7
     if ">/" not in redirect:  # a training takes its time
