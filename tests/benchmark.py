@@ -10,12 +10,12 @@ what is printed are medians.
 """
 
 import argparse
-import collections
 import datetime
-import functools
+import itertools
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,10 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-SECONDS = 12  # that a contender is measured in each of its turns
+SECONDS = 12  # that steps are measured in each turn
 CLIP_FRAMES = 600  # of each video
-WARM_UP = 3  # steps that are not counted
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
-
-
-def rate(step: Callable[[], Any], amount: float) -> float:
-    """Return amount per second of a function that is called again and again."""
-    for _ in range(WARM_UP):
-        step()
-    begin, calls = time.perf_counter(), 0
-    while time.perf_counter() - begin < SECONDS:
-        step()
-        calls += 1
-    return amount * calls / (time.perf_counter() - begin)
+PORTRAIT = "data/astronaut.jpg"
+MADE_UP = [f"emotion {number}" for number in range(6)]
 
 
 def default_model() -> tuple[Any, argparse.Namespace]:
@@ -71,9 +61,15 @@ def in_memory() -> dict[str, Any]:
     model.make_train_function()
 
     def step() -> None:
-        float(model.train_function(batches)["loss"])
+        float(model.train_function(batches)["loss"])  # a number: the step is done
 
-    return {"images/s": rate(step, args.batch_size * model.steps_per_execution)}
+    for _ in range(3):  # to warm up
+        step()
+    begin, steps = time.perf_counter(), 0
+    while time.perf_counter() - begin < SECONDS:
+        step()
+        steps += model.steps_per_execution
+    return {"images/s": steps * args.batch_size / (time.perf_counter() - begin)}
 
 
 def pipeline(folder: str = "", images: int = 12_800) -> dict[str, Any]:
@@ -112,32 +108,11 @@ def draw_photos(folder: Path) -> None:
                     image.resize(size).save(place / path.name)
 
 
-class KerasNetwork:
-    """The model in models/ on Keras and TensorFlow, with the views of predict.py."""
-
-    size = 48
-
-    def __init__(self) -> None:
-        import train
-
-        path = ROOT / train.utils.MODEL_PATH
-        self.model = train.keras.saving.load_model(path, compile=False)
-
-    def predict(self, faces: np.ndarray) -> np.ndarray:
-        """Return class probabilities, (n, num_classes)."""
-        import utils
-
-        views = utils.make_views(faces)
-        logs = np.log(self.model.predict_on_batch(np.concatenate(views)))
-        means = np.exp(np.mean(np.split(logs, len(views)), axis=0))
-        return means / means.sum(axis=1, keepdims=True)
-
-
 def predict_rate(network: Any, paths: list[str], faces: str) -> dict[str, Any]:
     """Return the files a second that predict.py classifies, after some to warm up."""
     import predict
 
-    read = functools.partial(predict.read_faces, faces=faces)
+    read = partial(predict.read_faces, faces=faces)
     list(predict.predict_files(network, paths[:130], read))
     begin = time.perf_counter()
     list(predict.predict_files(network, paths, read))
@@ -150,7 +125,12 @@ def crops(on_keras: bool = False) -> dict[str, Any]:
 
     paths = list(utils.list_files(ROOT / "data" / "test"))
     network = utils.load_model(ROOT / utils.MODEL_PATH)
-    return predict_rate(KerasNetwork() if on_keras else network, paths, "never")
+    if on_keras:  # the views and their mean stay those of predict.py
+        import train
+
+        model = train.keras.saving.load_model(ROOT / utils.MODEL_PATH, compile=False)
+        network.compiled = lambda faces: [model.predict_on_batch(faces)]
+    return predict_rate(network, paths, "never")
 
 
 def photos() -> dict[str, Any]:
@@ -161,38 +141,17 @@ def photos() -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/portrait.jpg"
-        with Image.open(ROOT / "data" / "astronaut.jpg") as image:
+        with Image.open(ROOT / PORTRAIT) as image:
             image.resize((1024, 1024)).save(path)
         network = utils.load_model(ROOT / utils.MODEL_PATH)
         return predict_rate(network, [path] * 100, "always")
 
 
-TRAINING = {
-    "default network, batch in memory": "in_memory()",
-    "default network, train.py's pipeline": "pipeline()",
-    "2,000 faces of 48 x 48, later epochs": "pipeline('{}/faces', 2000)",
-    "2,000 photos of 1600 x 1200, later epochs": "pipeline('{}/photos', 2000)",
-}
-PREDICTION = {
-    "crops of data/test, Keras on TensorFlow": "crops(on_keras=True)",
-    "crops of data/test": "crops()",
-    "photos of 1024 x 1024 pixels": "photos()",
-}
-CROP = "data/demo/test/happy/03.png"
-COMMANDS = {
-    'python -c "import tensorflow"': ["-c", "import tensorflow"],
-    "predict.py --image <crop>": ["predict.py", "--image", CROP],
-    "predict.py --image <portrait>": ["predict.py", "--image", "data/astronaut.jpg"],
-}
-
-
 def in_process(code: str) -> dict[str, Any]:
     """Run an expression of this module in a new process, as a user's would be."""
-    environment = {k: v for k, v in os.environ.items() if k[:3] != "TF_"}
     result = subprocess.run(
         [sys.executable, "-c", f"import benchmark, json; print(json.dumps({code}))"],
         cwd=ROOT / "tests",
-        env=environment,
         capture_output=True,
         text=True,
     )
@@ -203,20 +162,22 @@ def in_process(code: str) -> dict[str, Any]:
 
 def peak_memory() -> float:
     """Return the most memory that this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(code: str) -> dict[str, Any]:
+def measure(code: str) -> dict[str, float]:
     """Measure a contender in a new process, and that one's memory."""
     return in_process(f"benchmark.{code} | {{'memory': benchmark.peak_memory()}}")
 
 
-def print_medians(measured: dict[str, list[dict[str, float]]]) -> list[float]:
-    """Print the medians of all contenders; return their images a second."""
+def take_turns(turns: int, contenders: dict[str, Callable[[], dict]]) -> list[float]:
+    """Measure all contenders, print medians, and return their images a second."""
+    print(f"{in_process('benchmark.describe_machine()')}; medians of {turns} turns\n")
+    runs = [[run() for run in contenders.values()] for _ in range(turns)]
     print(f"{'':42}       s  images/s  peak memory")
     rates = []
-    for name, runs in measured.items():
-        figures = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    for name, measured in zip(contenders, zip(*runs, strict=True), strict=True):
+        figures = {k: statistics.median(m[k] for m in measured) for k in measured[0]}
         rates.append(figures.get("images/s", 0))
         columns = [
             f"{figures[k]:.2f}" if k in figures else "" for k in ("s", "images/s")
@@ -227,27 +188,31 @@ def print_medians(measured: dict[str, list[dict[str, float]]]) -> list[float]:
 
 def speed(turns: int) -> None:
     """Print how fast networks train."""
-    print(f"{in_process('benchmark.describe_machine()')}; medians of {turns} turns\n")
-    measured = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         draw_photos(Path(folder))
-        for _ in range(turns):
-            for name, code in TRAINING.items():
-                measured[name].append(measure(code.format(folder)))
-    memory, pipeline, faces, photos = print_medians(measured)
+        faces, photos = (f"pipeline('{folder}/{n}', 2000)" for n in ("faces", "photos"))
+        contenders = {
+            "default network, batch in memory": partial(measure, "in_memory()"),
+            "default network, train.py's pipeline": partial(measure, "pipeline()"),
+            "2,000 faces of 48 x 48, later epochs": partial(measure, faces),
+            "2,000 photos of 1600 x 1200, later epochs": partial(measure, photos),
+        }
+        memory, pipeline, faces, photos = take_turns(turns, contenders)
     print(f"\npipeline / memory: {pipeline / memory:.3f}")
     print(f"photos / faces: {photos / faces:.3f}")
 
 
-def run_command(words: list[str]) -> dict[str, float]:
-    """Run a command; return its seconds, and its peak memory in MB."""
+def run_command(words: list[str], images: int = 0) -> dict[str, float]:
+    """Run a command; return its seconds, peak memory in MB, and images a second."""
     begin = time.perf_counter()
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, **silent)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
-    seconds = time.perf_counter() - begin
-    return {"s": seconds, "memory": usage.ru_maxrss * RSS_UNIT / 2**20}
+    figures = {"s": time.perf_counter() - begin}
+    if images:
+        figures["images/s"] = images / figures["s"]
+    return figures | {"memory": usage.ru_maxrss / 1024}
 
 
 def draw_clip(path: str, faces: int) -> list[str]:
@@ -256,7 +221,7 @@ def draw_clip(path: str, faces: int) -> list[str]:
     from PIL import Image
 
     size, side = (640, 480), 300 if faces == 1 else 170
-    portrait = Image.open(ROOT / "data" / "astronaut.jpg").resize((side, side))
+    portrait = Image.open(ROOT / PORTRAIT).resize((side, side))
     writer = imageio_ffmpeg.write_frames(path, size, fps=30)
     writer.send(None)
     for number in range(CLIP_FRAMES):
@@ -272,25 +237,22 @@ def draw_clip(path: str, faces: int) -> list[str]:
 
 def prediction(turns: int) -> None:
     """Print how long predictions take."""
-    print(f"{in_process('benchmark.describe_machine()')}; medians of {turns} turns\n")
-    measured = collections.defaultdict(list)
+    import_it, look = ["-c", "import tensorflow"], ["predict.py", "--image"]
+    crop, keras = "data/demo/test/happy/03.png", "crops(on_keras=True)"
+    contenders = {
+        'python -c "import tensorflow"': partial(run_command, import_it),
+        "predict.py --image <crop>": partial(run_command, [*look, crop]),
+        "predict.py --image <portrait>": partial(run_command, [*look, PORTRAIT]),
+        "crops of data/test, Keras on TensorFlow": partial(measure, keras),
+        "crops of data/test": partial(measure, "crops()"),
+        "photos of 1024 x 1024 pixels": partial(measure, "photos()"),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        clips = {
-            f"frames of 640 x 480 pixels, faces: {faces}": draw_clip(
-                f"{folder}/{faces}.mp4", faces
-            )
-            for faces in (1, 5)
-        }
-        for _ in range(turns):
-            for name, words in COMMANDS.items():
-                measured[name].append(run_command(words))
-            for name, code in PREDICTION.items():
-                measured[name].append(measure(code))
-            for name, words in clips.items():
-                figures = run_command(words)
-                figures["images/s"] = CLIP_FRAMES / figures["s"]
-                measured[name].append(figures)
-    rates = print_medians(measured)
+        for faces in (1, 5):
+            words = draw_clip(f"{folder}/{faces}.mp4", faces)
+            name = f"frames of 640 x 480 pixels, faces: {faces}"
+            contenders[name] = partial(run_command, words, CLIP_FRAMES)
+        rates = take_turns(turns, contenders)
     print(f"\ncrops / Keras: {rates[4] / rates[3]:.3f}")
 
 
@@ -298,71 +260,47 @@ def describe_machine() -> str:
     """Name date, processor and versions."""
     import train
 
-    lines = train.CPU_INFO.read_text().splitlines()
-    about = dict(line.split(":", 1) for line in lines if ":" in line)
-    about = {name.strip(): value.strip() for name, value in about.items()}
-    processor = [about[n] for n in ("model name", "cpu family", "model")]
+    about = dict(re.findall(r"^(.+?)\s*: (.*)$", train.CPU_INFO.read_text(), re.M))
+    processor = "{model name} family {cpu family} model {model}".format_map(about)
     return (
-        f"{datetime.date.today()}, {os.cpu_count()} cores, "
-        "{} family {} model {}".format(*processor)
-        + f", {train.choose_precision()}\nPython {platform.python_version()}, "
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {processor}, "
+        f"{train.choose_precision()}\nPython {platform.python_version()}, "
         f"TensorFlow {train.tf.__version__}, Keras {train.keras.__version__}"
     )
 
 
-def draw_tree(folder: Path, images: int) -> None:
-    """Write so many different small images, and a few to test on."""
-    from PIL import Image
-
-    generator = np.random.default_rng(1)
-    for part, count in (("train", images), ("test", 60)):
-        for emotion in range(6):
-            place = folder / part / f"emotion {emotion}"
-            place.mkdir(parents=True)
-            for number in range(count // 6):
-                pixels = generator.integers(0, 256, (48, 48), np.uint8)
-                Image.fromarray(pixels).save(place / f"image_{number:08}.png")
-
-
-class Memory(threading.Thread):
-    """Watch how much anonymous memory, and how much of mapped files, is in use."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peaks = {"RssAnon": 0.0, "RssFile": 0.0}
-
-    def run(self) -> None:
-        """Note the peaks, in MB, ten times a second."""
-        while True:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name in self.peaks:
-                    peak = int(value.split()[0]) / 1024
-                    self.peaks[name] = max(self.peaks[name], peak)
-            time.sleep(0.1)
+def watch_memory(peaks: dict[str, float]) -> None:
+    """Note the peaks of this process's memory, in MB, ten times a second, for ever."""
+    while True:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in peaks:
+                peaks[name] = max(peaks[name], int(value.split()[0]) / 1024)
+        time.sleep(0.1)
 
 
 def train_once(folder: str) -> dict[str, float]:
     """Train the smallest network on a tree for an epoch, as users do."""
     import train
 
-    watched = Memory()
-    watched.start()
-    names = [f"emotion {emotion}" for emotion in range(6)]
+    peaks = {"RssAnon": 0.0, "RssFile": 0.0}  # anonymous memory, and mapped files
+    threading.Thread(target=watch_memory, args=[peaks], daemon=True).start()
     words = ["--data-dir", folder, "--model-path", f"{folder}/model.h5"]
     words += ["--epochs", "1", "--filters", "1", "--dense-units", "1"]
     begin = time.perf_counter()
-    train.main([*words, "--classes", *names])
-    return watched.peaks | {"seconds": time.perf_counter() - begin}
+    train.main([*words, "--classes", *MADE_UP])
+    return peaks | {"seconds": time.perf_counter() - begin}
 
 
 def memory() -> None:
     """Print what time and memory grow by from 3,000 to 300,000 images."""
+    from conftest import make_tree
+
     print(f"{in_process('benchmark.describe_machine()')}\n")
     peaks = []
     for images in (3_000, 300_000):
         with tempfile.TemporaryDirectory() as folder:
-            draw_tree(Path(folder), images)
+            make_tree(Path(folder), MADE_UP, images // len(MADE_UP), 10)
             figures = in_process(f"benchmark.train_once({folder!r})")
         peaks.append(figures["RssAnon"])
         print(
@@ -380,31 +318,25 @@ def faces() -> None:
     import utils
 
     network = utils.load_model(ROOT / utils.MODEL_PATH)
+    names = network.class_names
     paths = list(utils.list_files(ROOT / "data" / "test"))
-    paths = [path for path in paths if Path(path).parent.name in network.class_names]
-    for size in (96, 224):
+    paths = [path for path in paths if Path(path).parent.name in names]
+    finders = {"never": predict.whole_face, "auto": predict.find_faces}
+    for size, (faces, find) in itertools.product((96, 224), finders.items()):
 
-        def read(path: str, find: Callable, size: int = size) -> list:
+        def read(path: str, find: Callable = find, size: int = size) -> list:
             return find(utils.open_image(path).resize((size, size), Image.BICUBIC))
 
-        for name, find in {
-            "never": predict.whole_face,
-            "auto": predict.find_faces,
-        }.items():
-            reader = functools.partial(read, find=find)
-            found, right = 0, 0
-            for path, result in predict.predict_files(network, paths, reader):
-                if result:
-                    _, probabilities = max(result, key=lambda pair: pair[0].box[2])
-                    emotion = network.class_names[probabilities.argmax()]
-                    found, right = (
-                        found + 1,
-                        right + (emotion == Path(path).parent.name),
-                    )
-            print(
-                f"{len(paths)} images of {size} pixels, --faces {name}: no face in "
-                f"{1 - found / len(paths):.1%}, right {right / len(paths):.1%}"
-            )
+        found = right = 0
+        for path, result in predict.predict_files(network, paths, read):
+            if result:
+                _, probabilities = max(result, key=lambda pair: pair[0].box[2])
+                found += 1
+                right += names[probabilities.argmax()] == Path(path).parent.name
+        print(
+            f"{len(paths)} images of {size} pixels, --faces {faces}: no face in "
+            f"{1 - found / len(paths):.1%}, right {right / len(paths):.1%}"
+        )
 
 
 def main() -> None:
@@ -413,10 +345,15 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "memory", "predict", "faces"])
     parser.add_argument("--turns", type=int, default=3, help="times each is measured")
     args = parser.parse_args()
-    runs = {"memory": memory, "faces": faces}
-    runs["predict"] = functools.partial(prediction, args.turns)
-    runs["speed"] = functools.partial(speed, args.turns)
-    runs[args.what]()
+    match args.what:
+        case "speed":
+            speed(args.turns)
+        case "memory":
+            memory()
+        case "predict":
+            prediction(args.turns)
+        case "faces":
+            faces()
 
 
 if __name__ == "__main__":
