@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -82,14 +81,13 @@ def make_models() -> list[bytes]:
             attributes = {"class_names": ["happy", "sad"], "rescale": utils.RESCALE}
             train.save_model(model, path, attributes)
             models.append(path.read_bytes())
+        options = {"compression": "gzip", "shuffle": True}
         with h5py.File(path, "r+") as file:
             names: list[str] = []
             file.visit(names.append)
             for name in names:
                 if isinstance(file[name], h5py.Dataset):
-                    values = file.pop(name)[...]
-                    options = {"compression": "gzip", "shuffle": True}
-                    file.create_dataset(name, data=values, **options)
+                    file.create_dataset(name, data=file.pop(name)[...], **options)
         models.append(path.read_bytes())
     return models
 
@@ -146,19 +144,18 @@ def mutate_config(content: bytes, draw: random.Random, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_mutants(kind: str, seeds: list[int], path: Path, findings: str) -> None:
+def read_mutants(kind: str, seeds: list[int], path: Path, findings: Path) -> None:
     """Make a mutant from each seed, read it, and write down what came out."""
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # libtiff writes its own lines there
-    read: Callable[[Path], object]
     if kind == "images":
         originals, read, documented = make_images(), utils.read_pixels, OSError
     else:
         originals, read, documented = make_models(), utils.load_model, utils.UserError
-        for content in originals:  # what is slow the first time is not counted
-            path.write_bytes(content)
-            read(path)
+    for content in originals:  # what is slow the first time is not counted
+        path.write_bytes(content)
+        read(path)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # what hangs in C hears no other
     with open(findings, "a") as file:
         for seed in seeds:
@@ -200,21 +197,20 @@ def fuzz(kind: str, count: int, folder: Path) -> dict[str, int]:
     answers: dict[int, str] = {}
     while len(answers) < count:
         left = [seed for seed in range(count) if seed not in answers]
-        processes = []
+        processes = {}
         for worker in range(2):
             # A process keeps what it read, as predict.py does, but not for ever.
-            seeds = left[worker::2][:2000]
-            path, findings = folder / f"{kind}{worker}.h5", folder / f"{kind}{worker}"
-            arguments = (kind, seeds, path, str(findings))
-            processes.append(context.Process(target=read_mutants, args=arguments))
-            processes[-1].start()
-        before = len(answers)
-        for worker, process in enumerate(processes):
+            seeds, findings = left[worker::2][:2000], folder / f"{kind}{worker}"
+            arguments = kind, seeds, folder / f"{kind}{worker}.h5", findings
+            process = context.Process(target=read_mutants, args=arguments)
+            process.start()
+            processes[findings] = process
+        for findings, process in processes.items():
             process.join()
-            for line in (folder / f"{kind}{worker}").read_text().splitlines():
+            for line in findings.read_text().splitlines():
                 seed, _, answer = line.partition(" ")
                 answers[int(seed)] = answer
-        if len(answers) == before:
+        if len(answers) == count - len(left):
             sys.exit(f"{kind}: the processes die at once")
         print(f"{kind}: {len(answers)} of {count}", file=sys.stderr)
     for seed, answer in answers.items():

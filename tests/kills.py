@@ -59,6 +59,14 @@ def is_running(child: int) -> bool:
     return not done
 
 
+def wait(child: int) -> float:
+    """Return how many seconds a process takes to its end."""
+    begin = time.monotonic()
+    while is_running(child):
+        time.sleep(0.01)
+    return time.monotonic() - begin
+
+
 def kill_at(child: int, moment: float) -> bool:
     """Kill a process after some seconds; tell whether it still ran."""
     end = time.monotonic() + moment
@@ -92,11 +100,6 @@ def start_training(path: Path) -> int:
     if train.checkpoint_path(path).exists():
         words.append("--resume")
     return start(lambda: train.main(words))
-
-
-def read_weights(path: Path) -> list[np.ndarray]:
-    """Read the weights of a model file."""
-    return utils.load_model(path).weights
 
 
 class Watched:
@@ -147,29 +150,22 @@ class Watched:
 
 def kill_trainings(kills: int, folder: Path) -> None:
     """Kill trainings so many times, and print counts."""
-    begin = time.monotonic()
-    child = start_training(folder / "whole" / "m.h5")
-    while is_running(child):
-        time.sleep(0.1)
-    length = time.monotonic() - begin
+    length = wait(start_training(folder / "whole" / "m.h5"))
     watched = Watched(folder / "killed", folder / "whole")
     counts = {"at any moment": 0, "while a file was written": 0}
     complete = 0
     while sum(counts.values()) < kills:
-        child = start_training(watched.path)
-        if random.random() < 0.5:
-            kind, killed = "at any moment", kill_at(child, random.random() * length)
+        child, kind = start_training(watched.path), random.choice([*counts])
+        if kind == "at any moment":
+            killed = kill_at(child, random.random() * length)
         else:
-            number = random.randint(1, 9)
-            kind = "while a file was written"
-            killed = kill_in_write(child, watched.folder, number)
+            killed = kill_in_write(child, watched.folder, random.randint(1, 9))
         watched.check()
         counts[kind] += killed
         if not killed:
             assert watched.path.read_bytes() == watched.new
-            names = {path.name for path in watched.folder.iterdir()}
-            whole = {path.name for path in (folder / "whole").iterdir()}
-            assert names == whole | {"m.previous.h5"}, names
+            names = set(os.listdir(watched.folder))
+            assert names == {*os.listdir(folder / "whole"), "m.previous.h5"}, names
             complete += 1
             watched.begin()
     print(f"trainings killed {counts}")
@@ -178,22 +174,17 @@ def kill_trainings(kills: int, folder: Path) -> None:
 
 def kill_predictions(kills: int, folder: Path) -> None:
     """Kill predict.py --output so many times, and print counts."""
-    paths = list(utils.list_files(DEMO))
     words = ["--format", "csv", "--model", str(folder / "whole" / "m.h5"), "--image"]
-    words += paths * 3
+    words += list(utils.list_files(DEMO)) * 3
 
     def run(output: Path) -> int:
         return start(lambda: predict.main([*words, "--output", str(output)]))
 
-    begin, whole = time.monotonic(), folder / "whole.csv"
-    child = run(whole)
-    while is_running(child):
-        time.sleep(0.01)
-    length, lines = time.monotonic() - begin, whole.read_text()
-    counts, killed, output = [], 0, folder / "killed.csv"
+    whole, output = folder / "whole.csv", folder / "killed.csv"
+    length, lines = wait(run(whole)), whole.read_text()
+    counts, killed = [], 0
     while killed < kills:
-        child = run(output)
-        killed += kill_at(child, random.random() * length)
+        killed += kill_at(run(output), random.random() * length)
         text = output.read_text() if output.exists() else ""
         assert lines.startswith(text) and text[-1:] in ("", "\n"), "record torn"
         counts.append(text.count("\n"))
