@@ -46,9 +46,8 @@ def draw_face(emotion: str, random: np.random.Generator) -> Image.Image:
         return centre[0] + x * zoom, centre[1] - y * zoom
 
     def ellipse(x: float, y: float, width: float, height: float, shade: float) -> None:
-        draw.ellipse(
-            (*at(x - width, y + height), *at(x + width, y - height)), int(shade)
-        )
+        corners = *at(x - width, y + height), *at(x + width, y - height)
+        draw.ellipse(corners, int(shade))
 
     def line(points: list[tuple[float, float]], width: float) -> None:
         draw.line([at(*p) for p in points], int(dark), int(width * zoom), "curve")
@@ -68,17 +67,14 @@ def draw_face(emotion: str, random: np.random.Generator) -> Image.Image:
         x = np.linspace(-1, 1, 15)
         width = random.uniform(5.5, 7.5)
         line([(width * i, -10 + corners * (i * i - 0.5)) for i in x], 1.4)
-    image = image.rotate(
-        random.uniform(-6, 6), Image.Resampling.BICUBIC, fillcolor=int(background)
-    )
+    options = {"resample": Image.Resampling.BICUBIC, "fillcolor": int(background)}
+    image = image.rotate(random.uniform(-6, 6), **options)
     if random.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    small = image.filter(ImageFilter.GaussianBlur(random.uniform(1, 4))).resize(
-        (SIZE, SIZE), Image.Resampling.BOX
-    )
-    light = np.add.outer(
-        *random.uniform(-0.25, 0.25, (2, 1)) * np.linspace(-1, 1, SIZE)
-    )
+        image = ImageOps.mirror(image)
+    image = image.filter(ImageFilter.GaussianBlur(random.uniform(1, 4)))
+    small = image.resize((SIZE, SIZE), Image.Resampling.BOX)
+    slopes = random.uniform(-0.25, 0.25, (2, 1))  # of light, down and to the right
+    light = np.add.outer(*slopes * np.linspace(-1, 1, SIZE))
     pixels = np.asarray(small) * (1 + light) + random.normal(0, 2, (SIZE, SIZE))
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
@@ -104,9 +100,8 @@ def main() -> None:
     """Write data/demo/<part>/<emotion>/<number>.png, and the video beside demo/."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("data/demo"))
-    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    random = np.random.default_rng(args.seed)
+    random = np.random.default_rng(1)
     for part, count in IMAGES.items():
         for emotion in FACES:
             folder = args.output / part / emotion

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import utils
-
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import utils  # noqa: E402
+
 SIZE = utils.IMAGE_SIZE // 2
 SHIFTS = range(-3, 4)  # of images at half size
 CORRELATIONS = [0.96, 0.9, 0.85, -1]  # lower ends of the rows
@@ -36,16 +36,18 @@ def standardize(faces: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
+def overlap(shift: int) -> slice:
+    """Return what of an axis stays in sight when it is shifted."""
+    return slice(max(0, shift), SIZE + min(0, shift))
+
+
 def find_nearest(faces: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return for each face the highest correlation with another, and which it is."""
     highest, nearest = np.full(len(faces), -1.0), np.zeros(len(faces), int)
     for down, right in product(SHIFTS, SHIFTS):
-        rows = slice(max(0, down), SIZE + min(0, down))
-        columns = slice(max(0, right), SIZE + min(0, right))
-        shifted = standardize(others[:, rows, columns])
-        rows = slice(max(0, -down), SIZE + min(0, -down))
-        columns = slice(max(0, -right), SIZE + min(0, -right))
-        correlations = standardize(faces[:, rows, columns]) @ shifted.T
+        shifted = standardize(others[:, overlap(down), overlap(right)])
+        kept = standardize(faces[:, overlap(-down), overlap(-right)])
+        correlations = kept @ shifted.T
         best = correlations.argmax(axis=1)
         values = correlations[np.arange(len(faces)), best]
         nearest[values > highest] = best[values > highest]
