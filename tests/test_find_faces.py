@@ -8,32 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import (
-    MODEL,
-    PORTRAIT,
-    ROOT,
-    FakeSearch,
-    noise,
-    random_pixels,
-    run_predict,
-)
+from conftest import MODEL, PORTRAIT, ROOT, Ask, FakeSearch, noise, random_pixels
 from PIL import Image
 
 import predict
 import utils
 
-FACE = (175, 65, 100, 150)  # of the astronaut, by eye: left, top, width, height
 
-
-def test_a_portrait(capsys: pytest.CaptureFixture) -> None:
-    assert run_predict("--image", PORTRAIT, "--format", "json") == 0
-    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (record["status"], record["face"], record["emotion"]) == ("ok", 1, "happy")
+def test_a_portrait(ask: Ask) -> None:
+    code, out, _ = ask("--image", PORTRAIT, "--format", "json")
+    record = json.loads(out)
+    assert (code, record["status"], record["face"]) == (0, "ok", 1)
+    assert record["emotion"] == "happy"
     assert record["width"] == record["height"]
-    x, y = record["x"] + record["width"] / 2, record["y"] + record["height"] / 2
-    assert abs(x - (FACE[0] + FACE[2] / 2)) < 25
-    assert abs(y - (FACE[1] + FACE[3] / 2)) < 25
-    assert 90 < record["width"] < 190
+    box = [record[name] for name in predict.BOX]
+    np.testing.assert_allclose(box, [160, 70, 130, 130], atol=25)  # by eye
     assert predict.find_emotions(PORTRAIT, ROOT / MODEL) == [record]
     network = utils.load_model(str(ROOT / MODEL))
     assert predict.find_emotions(str(PORTRAIT), network) == [record]
@@ -45,9 +34,17 @@ def portrait() -> Image.Image:
     return utils.open_image(PORTRAIT)
 
 
-@pytest.mark.parametrize("name", ["ROTATE_90", "ROTATE_180", "ROTATE_270"])
-def test_a_turned_portrait(portrait: Image.Image, name: str) -> None:
+@pytest.fixture(scope="module")
+def face(portrait: Image.Image) -> predict.Face:
+    """Return the face that is found in the portrait."""
     (face,) = predict.find_faces(portrait)
+    return face
+
+
+@pytest.mark.parametrize("name", ["ROTATE_90", "ROTATE_180", "ROTATE_270"])
+def test_a_turned_portrait(
+    portrait: Image.Image, face: predict.Face, name: str
+) -> None:
     (turned,) = predict.find_faces(portrait.transpose(Image.Transpose[name]))
     np.testing.assert_array_equal(turned.pixels, face.pixels)
     mask = Image.new("L", portrait.size)
@@ -57,52 +54,32 @@ def test_a_turned_portrait(portrait: Image.Image, name: str) -> None:
     assert turned.box == (left, top, right - left, bottom - top)
 
 
-def test_a_dark_portrait(portrait: Image.Image) -> None:
-    (face,) = predict.find_faces(portrait)
-    dark = portrait.point(lambda value: value // 4)
+@pytest.mark.parametrize(("divisor", "tolerance"), [(4, 12), (24, 20)])
+def test_a_dark_portrait(
+    portrait: Image.Image, face: predict.Face, divisor: int, tolerance: int
+) -> None:
+    dark = portrait.point(lambda value: value // divisor)
     (found,) = predict.find_faces(dark)
-    np.testing.assert_allclose(found.box, face.box, atol=12)
+    np.testing.assert_allclose(found.box, face.box, atol=tolerance)
     assert found.pixels.max() < 64  # what is classified has not been brightened
-    (found,) = predict.find_faces(portrait.point(lambda value: value // 24))
-    np.testing.assert_allclose(found.box, face.box, atol=20)
 
 
 @pytest.mark.parametrize("size", [96, 224, 600])
-def test_a_closely_cut_face_is_its_own_crop(portrait: Image.Image, size: int) -> None:
-    (face,) = predict.find_faces(portrait)
+def test_a_closely_cut_face_is_its_own_crop(
+    portrait: Image.Image, face: predict.Face, size: int
+) -> None:
     x, y, width, height = face.box
     crop = portrait.crop((x, y, x + width, y + height)).resize((size, size))
     (found,) = predict.find_faces(crop)
     assert found.box == (0, 0, size, size)
 
 
-@pytest.mark.parametrize("kind", ["16 bits", "RGBA", "P", "animation", "heic"])
-def test_faces_are_found_in_any_kind_of_picture(
-    portrait: Image.Image, tmp_path: Path, kind: str
-) -> None:
-    (face,) = predict.find_faces(portrait)
-    gray, clear = np.asarray(portrait.convert("L")), portrait.convert("RGBA")
-    clear.putalpha(254)
-    black = Image.new("RGB", portrait.size)
-    image, name, options = {
-        "16 bits": (Image.fromarray(gray.astype(np.uint16) * 257), "a.png", {}),
-        "RGBA": (clear, "a.png", {}),
-        "P": (portrait.quantize(), "a.png", {"transparency": 3}),
-        "animation": (black, "a.webp", {"save_all": True, "append_images": [portrait]}),
-        "heic": (portrait, "a.heic", {}),
-    }[kind]
-    image.save(tmp_path / name, **options)
-    (found,) = predict.read_faces(str(tmp_path / name), "auto")
-    np.testing.assert_allclose(found.box, face.box, atol=12)
-
-
-def test_several_real_faces(portrait: Image.Image) -> None:
-    (face,) = predict.find_faces(portrait)
+def test_several_real_faces(portrait: Image.Image, face: predict.Face) -> None:
     group = Image.new("RGB", (1200, 800), "gray")
     group.paste(portrait, (600, 200))
     group.paste(portrait.resize((256, 256)), (100, 50))
-    half = [100 + face.box[0] / 2, 50 + face.box[1] / 2, *np.array(face.box[2:]) / 2]
-    whole = [600 + face.box[0], 200 + face.box[1], *face.box[2:]]
+    half = np.add((100, 50, 0, 0), np.divide(face.box, 2))
+    whole = np.add((600, 200, 0, 0), face.box)
     found = [face.box for face in predict.find_faces(group)]
     np.testing.assert_allclose(found, [half, whole], atol=12)
 
@@ -124,20 +101,25 @@ def test_small_faces_are_those_of_nobody_else(search: FakeSearch) -> None:
     assert [face.box for face in predict.find_faces(image)] == [(8, 10, 20, 20)]
 
 
-def test_faces_are_cut_from_the_original(search: FakeSearch, tmp_path: Path) -> None:
-    pixels = np.full((2000, 3000), 50, np.uint8)
-    face = random_pixels(8, 48)
-    pixels[900:948, 600:648] = face
-    path = tmp_path / "large.png"
-    Image.fromarray(pixels).save(path)
+def test_faces_are_cut_from_the_upright_original(
+    search: FakeSearch, tmp_path: Path
+) -> None:
+    pixels, exif = np.full((3000, 2000), 50, np.uint8), Image.Exif()
+    pixels[900:948, 600:648] = random_pixels(8)
+    exif[0x0112] = 6  # to be turned clockwise
+    lying = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / "phone.png", exif=exif)
     search.boxes = [(601.5, 901.5, 45, 45)]
-    (found,) = predict.read_faces(str(path), "auto")
-    assert found.box == (600, 900, 48, 48)
-    np.testing.assert_array_equal(found.pixels, face)
+    (face,) = predict.read_faces(str(tmp_path / "phone.png"), "auto")
+    assert (search.sizes, face.box) == ([(2000, 3000)], (600, 900, 48, 48))
+    np.testing.assert_array_equal(face.pixels, random_pixels(8))
 
 
 def test_large_photos_are_decoded_small_as_far_as_faces_allow(
-    portrait: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    portrait: Image.Image,
+    face: predict.Face,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened = []
 
@@ -148,10 +130,8 @@ def test_large_photos_are_decoded_small_as_far_as_faces_allow(
 
     original = utils.open_image
     monkeypatch.setattr(utils, "open_image", open_image)
-    (face,) = predict.find_faces(portrait)
-    photo = Image.new("RGB", (4000, 3000), "gray")
     for size, sizes in ((1536, [(2000, 1500)]), (768, [(2000, 1500), (4000, 3000)])):
-        photo.paste("gray", (0, 0, *photo.size))
+        photo = Image.new("RGB", (4000, 3000), "gray")
         photo.paste(portrait.resize((size, size)), (300, 500))
         photo.save(tmp_path / "photo.jpg", quality=95)
         opened.clear()
@@ -161,60 +141,38 @@ def test_large_photos_are_decoded_small_as_far_as_faces_allow(
         np.testing.assert_allclose(found.box, box, atol=0.05 * size)
 
 
-def test_boxes_are_those_of_the_upright_picture(
-    search: FakeSearch, tmp_path: Path
-) -> None:
-    pixels = np.random.default_rng(4).integers(0, 256, (200, 100), np.uint8)
-    lying = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    lying.save(tmp_path / "phone.png", exif=exif)
-    search.boxes = [(31.5, 121.5, 45, 45)]
-    (face,) = predict.read_faces(str(tmp_path / "phone.png"), "auto")
-    assert search.sizes == [(100, 200)]
-    assert face.box == (30, 120, 48, 48)
-    np.testing.assert_array_equal(face.pixels, pixels[120:168, 30:78])
-
-
 @pytest.mark.parametrize(
-    ("size", "faces", "searched"),
+    ("size", "faces", "box"),
     [
-        ((64, 48), "auto", False),
-        ((65, 20), "auto", True),
-        ((48, 48), "always", True),
-        ((400, 300), "never", False),
+        ((64, 48), "auto", (8, 0, 48, 48)),
+        ((400, 300), "never", (50, 0, 300, 300)),
+        ((65, 20), "auto", None),
+        ((48, 48), "always", None),
     ],
 )
 def test_when_faces_are_searched(
-    search: FakeSearch, tmp_path: Path, size: tuple, faces: str, searched: bool
+    search: FakeSearch, tmp_path: Path, size: tuple, faces: str, box: tuple | None
 ) -> None:
     path = str(noise(tmp_path / "image.png", *size))
-    if searched:
+    if box:
+        assert [face.box for face in predict.read_faces(path, faces)] == [box]
+    else:
         with pytest.raises(predict.NoFaceError, match="no face found; if it is a clos"):
             predict.read_faces(path, faces)
-    else:
-        side = min(size)
-        box = ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
-        assert [face.box for face in predict.read_faces(path, faces)] == [box]
-    assert bool(search.sizes) == searched
+    assert bool(search.sizes) == (box is None)
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_what_shows_nothing_is_no_face(
-    search: FakeSearch, tmp_path: Path, value: int, capsys: pytest.CaptureFixture
+    search: FakeSearch, tmp_path: Path, value: int, ask: Ask
 ) -> None:
-    blank, tiny, small = (tmp_path / f"{n}.png" for n in ("blank", "tiny", "small"))
+    blank, tiny = tmp_path / "blank.png", noise(tmp_path / "tiny.png", 48, 11)
     Image.new("RGB", (48, 48), (value,) * 3).save(blank)
-    noise(tiny, 48, 11)
-    noise(small, 12, 12)
-    assert (
-        run_predict("--image", blank, tiny, "--format", "csv", "--faces", "never") == 1
-    )
-    out = capsys.readouterr().out
-    assert (
-        out.count(",no_face,") == out.count(",shows nothing: of one gray all over") == 2
-    )
-    assert run_predict("--image", small) == 0
+    words = ["--image", blank, tiny, "--format", "csv", "--faces", "never"]
+    code, out, _ = ask(*words)
+    assert (code, out.count(",no_face,")) == (1, 2)
+    assert out.count(",shows nothing: of one gray all over") == 2
+    assert ask("--image", noise(tmp_path / "small.png", 12, 12))[0] == 0
     image = Image.new("L", (400, 300), value)  # and no crop of a blank place is one
     image.paste(Image.fromarray(random_pixels(5, 100)), (200, 100))
     search.boxes = [(10, 10, 60, 60), (210, 110, 60, 60)]

@@ -4,64 +4,58 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import CROP, MODEL, ROOT
 
-FACE = "data/demo/test/surprise/02.png"
+WITHOUT_TENSORFLOW = """
+import sys, runpy
+sys.modules["tensorflow"] = sys.modules["keras"] = None
+sys.argv = ["predict.py", *sys.argv[1:]]
+runpy.run_path("predict.py", run_name="__main__")
+"""
 
 
-def run_without_tensorflow(*options: str | Path) -> subprocess.CompletedProcess:
-    """Run predict.py where importing TensorFlow or Keras fails."""
-    code = (
-        "import sys, runpy\n"
-        "sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path('predict.py', run_name='__main__')"
+def python(folder: Path, *words: str | Path) -> subprocess.CompletedProcess:
+    """Run Python in a folder, where it finds this project's modules."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
-    words = [sys.executable, "-c", code, "predict.py", *map(str, options)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_help_needs_no_tensorflow() -> None:
-    result = run_without_tensorflow("--help")
+    result = python(ROOT, "-c", WITHOUT_TENSORFLOW, "--help")
     assert result.returncode == 0
-    text = " ".join(result.stdout.split())
-    assert "(default: models/face_classification_model.h5)" in text
+    assert f"(default: {MODEL})" in " ".join(result.stdout.split())
 
 
-def test_wrong_usage_needs_no_tensorflow() -> None:
-    for options in ([], ["--image"], ["--image", FACE, "--nonsense"]):
-        result = run_without_tensorflow(*options)
-        assert (result.returncode, result.stdout) == (2, "")
-
-
-def test_what_is_missing_needs_no_tensorflow(tmp_path: Path) -> None:
+def test_what_is_wrong_needs_no_tensorflow(tmp_path: Path) -> None:
     image, model = tmp_path / "image.jpg", tmp_path / "model.h5"
-    for options, message in [
-        (["--image", image], f"{image}: no such file or folder"),
-        (["--image", tmp_path], f"{tmp_path}: no picture in this folder"),
+    for options, code, line in (
+        ([], 2, "one of the arguments --image --evaluate is required"),
+        (["--image", image], 1, f"{image}: no such file or folder"),
+        (["--image", tmp_path], 1, f"{tmp_path}: no picture in this folder"),
         (
-            ["--image", FACE, "--model", model],
+            ["--image", CROP, "--model", model],
+            1,
             f"{model}: no model file there; make one with: python train.py",
         ),
-    ]:
-        result = run_without_tensorflow(*options)
-        assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr == f"predict.py: error: {message}\n"
+    ):
+        result = python(ROOT, "-c", WITHOUT_TENSORFLOW, *options)
+        assert (result.returncode, result.stdout) == (code, "")
+        usage, begin, told = result.stderr.partition("predict.py: error: ")
+        assert (begin, told) == ("predict.py: error: ", f"{line}\n")
+        assert bool(usage) == (code == 2)
 
 
 def test_from_another_folder(tmp_path: Path) -> None:
     code = "import predict, train; print(predict.find_emotions('f.png')[0]['status'])"
     code += "; print(train.parse_args([]).data_dir, train.parse_args([]).model_path)"
-    (tmp_path / "f.png").write_bytes((ROOT / FACE).read_bytes())
+    (tmp_path / "f.png").write_bytes(CROP.read_bytes())
     for words in ([ROOT / "predict.py", "--image", "f.png"], ["-c", code]):
-        result = subprocess.run(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
+        result = python(tmp_path, *words)
         assert (result.returncode, result.stderr) == (0, "")
-    model = ROOT / "models" / "face_classification_model.h5"
-    assert result.stdout == f"ok\n{ROOT / 'data'} {model}\n"
+    assert result.stdout == f"ok\n{ROOT / 'data'} {ROOT / MODEL}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["f.png"]

@@ -42,11 +42,9 @@ def test_changes_are_means_and_their_standard_errors() -> None:
     worse = ANSWERS.copy()
     worse[:50] = np.roll(ANSWERS[:50], 1, axis=1)
     (accuracy, loss), (spread, _) = validation.compare(worse, ANSWERS, LABELS)
-    right, before = (
-        (answers.argmax(axis=1) == LABELS).astype(int) for answers in (worse, ANSWERS)
-    )
-    lost = right - before
+    right = [(p.argmax(axis=1) == LABELS).astype(int) for p in (worse, ANSWERS)]
+    lost = right[0] - right[1]
     assert accuracy == pytest.approx(lost.mean())
     assert accuracy < 0 < loss
-    variance = sum((x - accuracy) ** 2 for x in lost) / 499
+    variance = sum((lost - accuracy) ** 2) / 499
     assert spread == pytest.approx((variance / 500) ** 0.5)
