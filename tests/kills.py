@@ -30,7 +30,6 @@ import predict  # noqa: E402
 import train  # noqa: E402
 import utils  # noqa: E402
 
-EPOCHS = 4
 DEMO = ROOT / "data" / "demo"
 
 
@@ -96,7 +95,7 @@ def kill_in_write(child: int, folder: Path, number: int) -> bool:
 def start_training(path: Path) -> int:
     """Begin a small training on the drawn faces, or go on with it."""
     words = ["--data-dir", str(DEMO), "--model-path", str(path)]
-    words += ["--epochs", str(EPOCHS), "--filters", "4", "8", "--dense-units", "8"]
+    words += ["--epochs", "4", "--filters", "4", "8", "--dense-units", "8"]
     if train.checkpoint_path(path).exists():
         words.append("--resume")
     return start(lambda: train.main(words))
