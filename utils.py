@@ -1,4 +1,4 @@
-"""What train.py and predict.py must agree on: pixels, predictions, the model file.
+"""What train.py and predict.py share: pixels, the model file, predictions, figures.
 
 If the two scripts disagreed about any of this, predictions would be silently wrong.
 """
@@ -33,31 +33,31 @@ import numpy as np
 import pillow_heif
 from PIL import Image, ImageOps
 
-if TYPE_CHECKING:  # what takes long to import is imported where it is used
+if TYPE_CHECKING:  # slow imports are made where they are used
     import pandas as pd
     from matplotlib.figure import Figure
 
 IMAGE_SIZE = 48  # pixels a side, FER2013's own size
 RESCALE = 1 / 255  # 8-bit pixels to [0, 1]
-SCALES = [1, 0.9, 1.2]  # of the views that a prediction averages
+SCALES = [1, 0.9, 1.2]  # of the views for test-time augmentation
 MODEL_PATH = Path("models", "face_classification_model.h5")  # below ROOT
 ROOT = Path(__file__).resolve().parent
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
 LARGE = 2**24  # pixels of an image
-MAX_FRAMES = 20  # of an animation, of which the first that shows something counts
-MIN_SIDE = 12  # pixels that an image of a face has, at least
-Image.MAX_IMAGE_PIXELS = 250_000_000  # what phones take; Pillow's own is 89 million
+MAX_FRAMES = 20  # of an animation, searched for one that shows something
+MIN_SIDE = 12  # pixels a side of an image of a face, at least
+Image.MAX_IMAGE_PIXELS = 250_000_000  # for phones' photos; Pillow's limit is 89 million
 BLANK = f"shows nothing: of one gray all over or below {MIN_SIDE} pixels a side"
 TOO_LARGE = "too large; 250 million pixels at most: scale it down"
-CHUNK = 64  # files whose faces go through the network together
-IGNORED = {"thumbs.db", "desktop.ini"}  # what Windows leaves in picture folders
+CHUNK = 64  # files, or faces, that go through the network together
+IGNORED = {"thumbs.db", "desktop.ini"}  # left in picture folders by Windows
 
 pillow_heif.register_heif_opener()
-# Not all that Pillow knows: for EPS, say, it would start another program.
+# Not all formats of Pillow: for EPS, for example, it would start another program.
 FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 PNG PPM TIFF WEBP".split()
 
-# What readers of broken files raise.
+# What decoders and HDF5 raise for broken files.
 ERRORS = OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError
 MODEL_ERRORS = *ERRORS, AttributeError, MemoryError
 DECODER_ERRORS = *ERRORS, SyntaxError, EOFError, MemoryError, struct.error
@@ -77,25 +77,25 @@ FOREIGN_MODELS = {
 }
 MAX_SIZE = 256  # pixels a side of a network's input
 MAX_LAYERS = 200
-MAX_SETTING = 2**20  # a number among the settings of a layer
-MAX_VALUES = 2**20  # that a layer puts out for a face
-MAX_BYTES = 2 * 10**8  # of a model file, and of its arrays
-MAX_CHUNKS = 10_000  # of an array that is stored in pieces
-MAX_ATTRIBUTE = 2**20  # bytes of an attribute of it
+MAX_SETTING = 2**20  # largest number in the settings of a layer
+MAX_VALUES = 2**20  # in the output of a layer for one face
+MAX_BYTES = 2 * 10**8  # of a model file, and of its arrays together
+MAX_CHUNKS = 10_000  # of a chunked array
+MAX_ATTRIBUTE = 2**20  # bytes of an attribute
 
 
 def printable(text: object) -> str:
-    """Escape what a terminal would obey rather than show, line ends among them."""
+    """Escape characters that a terminal would not print, line ends among them."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
     )
 
 
 class UserError(Exception):
-    """An expected failure, told in a line: what is wrong, where, what to do.
+    """An expected failure, in one line: what is wrong, where, and what to do.
 
-    Whatever reads or writes a user's files may raise it. File names in the message are
-    safe to print; a hint is printed as it stands.
+    Every function that reads or writes files of the user may raise it. The message is
+    made safe to print; the hint is printed as it is.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -103,11 +103,11 @@ class UserError(Exception):
 
 
 class NotAnImageError(OSError):
-    """A file of another kind than an image."""
+    """A file that is not an image."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser of command lines whose messages are safe to print."""
+    """An argument parser whose messages are safe to print."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
@@ -115,17 +115,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def of_project(path: Path) -> Path:
-    """Find what belongs to the project beside the scripts, wherever one stands."""
+    """Return a path of the project from any current folder, as short as possible."""
     return path if Path.cwd() == ROOT else ROOT / path
 
 
 def join_command(words: Sequence[str]) -> str:
-    """Write a command as the shells of this system take it."""
+    """Join a command's words, quoted for the shell of this system."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def is_interactive() -> bool:
-    """Tell whether somebody goes on in this process: in a shell, a notebook, IDLE.
+    """Tell whether this is an interactive process: Python's shell, a notebook, IDLE.
 
     IPython, and with it Jupyter and Spyder, sets sys.ps1 as Python's own shell does.
     """
@@ -133,15 +133,15 @@ def is_interactive() -> bool:
 
 
 def reconfigure(stream: Any, **options: Any) -> None:
-    """Set options of a text stream, if it has any: those of notebooks have none."""
+    """Reconfigure a text stream, if it can be: those of notebooks cannot."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(**options)
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO, but not its converters of models.
+    """Import OpenVINO without its model converters.
 
-    These would bring openvino_telemetry, which sends statistics to its makers.
+    They would import openvino_telemetry, which sends usage statistics.
     """
     sys.modules.setdefault("openvino.tools", None)
     import openvino
@@ -152,14 +152,14 @@ def import_openvino() -> Any:
 def list_files(folder: Path) -> Iterator[str]:
     """Yield the path of every file below a folder, in a fixed order.
 
-    Hidden files and folders, Thumbs.db and desktop.ini are ignored, links to folders
-    followed. Endings do not matter: what is an image, its content decides.
+    Hidden files and folders, Thumbs.db and desktop.ini are ignored. Links to folders
+    are followed. Names do not matter: the content decides what is an image.
     """
 
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}")
 
-    seen = set()  # links may lead to one folder twice, or back to where they stand
+    seen = set()  # links may lead to a folder twice, or back to their own
     for parent, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
@@ -175,8 +175,8 @@ def list_files(folder: Path) -> Iterator[str]:
 def to_8_bits(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to L (gray) or RGB, 8 bits a channel.
 
-    Transparent pixels are laid on white; values of 16 bits, or of fewer that are stored
-    in 16, are scaled to 8.
+    Transparent pixels become white. Values of 16 bits, or of fewer that are stored in
+    16, are scaled to 8.
 
     Raises:
         ValueError: for pixels of no defined range: floats, integers beyond 16 bits.
@@ -185,7 +185,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError("its pixels have no defined range; convert it to 8 bits")
-        # 16 bits a value may hold 8 or, as cameras and scanners write them, 12.
+        # Values stored in 16 bits may have 8 or, from cameras and scanners, 12.
         white = next(top for top in (255, 4095, 65535) if values.max() <= top)
         values = np.where(values == image.info.get("transparency"), white, values)
         values = (values.astype(np.uint32) * 255 + white // 2) // white
@@ -208,19 +208,18 @@ def decode(image: Image.Image) -> Image.Image:
     return to_8_bits(image)
 
 
-large_images = threading.Lock()  # one at a time, so that memory stays flat
+large_images = threading.Lock()  # decoded one at a time, to save memory
 
 
 def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
     """Decode an image file, upright as its EXIF orientation says.
 
-    Of an animation it is the first frame that shows something.
-
-    A JPEG is decoded at an eighth, a quarter or half of its size as long as both sides
-    keep reduce_to pixels, which is faster and takes less memory.
+    Of an animation, the first frame that shows something is decoded. With reduce_to, a
+    JPEG is decoded at half, a quarter or an eighth of its size as long as both sides
+    keep reduce_to pixels: this is faster and needs less memory.
 
     Returns:
-        An image of mode L or RGB; its info tells by how much it is reduced.
+        An image of mode L or RGB, whose info["reduced"] is the factor of reduction.
 
     Raises:
         OSError: if the file cannot be read as an image.
@@ -230,7 +229,7 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
             raise OSError("no such file" if not os.path.exists(path) else "not a file")
         with Image.open(path, formats=FORMATS) as image:
             pixels = image.width * image.height
-            if image.format == "TIFF":  # width and height of a tile, larger than both
+            if image.format == "TIFF":  # width and height of its tiles, maybe larger
                 tile = [image.tag_v2.get(tag, 1) for tag in (322, 323)]
                 pixels = max(pixels, math.prod(tile))
             if pixels > Image.MAX_IMAGE_PIXELS:
@@ -241,7 +240,7 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
             reduced = width / image.width
             with large_images if pixels > LARGE else contextlib.nullcontext():
                 result = decode(image)
-            result.info["reduced"] = reduced  # last: other steps forget it
+            result.info["reduced"] = reduced  # last, as other steps drop it
             return result
     except Image.UnidentifiedImageError as error:
         if os.path.getsize(path):
@@ -249,7 +248,7 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
         raise OSError(f"{path}: empty file") from error
     except DECODER_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error) or "unreadable"
-        if isinstance(error, Image.DecompressionBombError):  # Pillow's, at the double
+        if isinstance(error, Image.DecompressionBombError):  # at twice the limit
             reason = TOO_LARGE
         line = str(reason).partition("\n")[0]
         raise OSError(f"{path}: {line}") from error
@@ -258,12 +257,12 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
 def to_pixels(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
     """Scale an image of mode L or RGB to square grayscale, uint8 of (size, size).
 
-    Of one that is not square the centre square is used, so that a face keeps its
-    proportions. A gray image that already has the right size stays as it is.
+    The centre square is used, so that a face keeps its proportions. A gray image that
+    already has the right size stays as it is.
     """
     gray = image.convert("L")
     if gray.size != (size, size):
-        # Lanczos takes out what is too fine for the new size before it scales down.
+        # Lanczos removes details that are too fine for the new size.
         gray = ImageOps.fit(gray, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(gray)
 
@@ -278,7 +277,7 @@ def to_input(pixels: np.ndarray) -> np.ndarray:
 
 
 def is_blank(image: Image.Image) -> bool:
-    """Tell whether an image shows nothing: it is tiny, or its pixels are all alike."""
+    """Tell whether an image shows nothing: it is tiny, or all its pixels are equal."""
     darkest, brightest = image.convert("L").getextrema()
     return min(image.size) < MIN_SIDE or darkest == brightest
 
@@ -307,11 +306,11 @@ def list_folders(folder: Path) -> list[str]:
 
 
 class Split(NamedTuple):
-    """Images for one purpose, decoded once: a table of them, and their pixels.
+    """The images of a split, decoded once: a table of them, and their pixels.
 
-    The table has a row an image: path, emotion, and digest, a 64-bit hash of its pixels
-    (equal images have equal digests). Its row labels say where an image stands in
-    pixels, uint8 of shape (n, size, size), which the disk holds.
+    The table has one row per image: path, emotion, and digest, a 64-bit hash of its
+    pixels. Its row labels are positions in pixels, uint8 of shape (n, size, size), an
+    array that is mapped from disk.
     """
 
     table: pd.DataFrame
@@ -327,12 +326,12 @@ class Split(NamedTuple):
         return to_input(self.pixels[self.table.index.to_numpy()[rows]])
 
     def select(self, mask: pd.Series) -> Split:
-        """Return the part for which a mask, a boolean a row, is true."""
+        """Return the images for which a mask, one boolean per row, is true."""
         return Split(self.table[mask], self.pixels)
 
 
 def match_folders(folder: Path, class_names: Sequence[str]) -> dict[str, Path]:
-    """Find the folder of each class that has one, whatever the case of its letters."""
+    """Find the folder of each class that has one, ignoring upper and lower case."""
     names = {name.casefold(): name for name in class_names}
     folders: dict[str, Path] = {}
     for found in list_folders(folder):
@@ -348,7 +347,7 @@ def match_folders(folder: Path, class_names: Sequence[str]) -> dict[str, Path]:
 def read_all(
     items: Sequence[Any], read: Callable[[Any], np.ndarray]
 ) -> Iterator[np.ndarray | str]:
-    """Yield what read makes of each item, or the text of its OSError, in order."""
+    """Yield what read returns for each item, or the text of its OSError, in order."""
     from rich.progress import track
 
     def attempt(item: Any) -> np.ndarray | str:
@@ -357,7 +356,7 @@ def read_all(
         except OSError as error:
             return str(error)
 
-    chunks = range(0, len(items), 1000)  # a few at once: memory stays flat
+    chunks = range(0, len(items), 1000)  # a few at once, to save memory
     shown = {"transient": True, "disable": not sys.stdout.isatty()}
     with ThreadPoolExecutor(WORKERS) as pool:
         for start in track(chunks, "Decoding", **shown):
@@ -370,19 +369,18 @@ def index_images(
     read: Callable[[Any], np.ndarray],
     scratch: Path | None,
 ) -> tuple[Split, list[str]]:
-    """Decode images into memory that the operating system keeps on the disk.
+    """Decode images into an array that is mapped from a temporary file.
 
-    It is a file without a name in a folder (None: the system's for temporary files),
-    which ends with the process, however that ends.
+    The file has no name, so that it is gone with the process, however that ends.
 
     Args:
         table: path and emotion of each image.
-        items: what read turns into pixels, one an image.
+        items: the arguments of read, one per image.
         read: a function that returns uint8 of shape (size, size), or raises OSError.
-        scratch: the folder.
+        scratch: the folder of the file; None: the system's for temporary files.
 
     Returns:
-        The images, and a line for each that cannot be read.
+        The images, and a message for each that cannot be read.
     """
     digests, unreadable = np.zeros(len(items), np.uint64), {}
     try:
@@ -397,8 +395,8 @@ def index_images(
                 shape = pixels.shape
             file.flush()
             pixels = None
-            if count := len(items) - len(unreadable):  # a map of nothing is an error
-                # The file may end: the map keeps it.
+            if count := len(items) - len(unreadable):  # an empty map is an error
+                # The map keeps the file when it is closed.
                 pixels = np.memmap(file, np.uint8, "r", shape=(count, *shape))
     except OSError as error:
         place = scratch or tempfile.gettempdir()
@@ -414,10 +412,12 @@ def index_folder(
     partial: bool = False,
     size: int = IMAGE_SIZE,
 ) -> tuple[Split, list[str]]:
-    """Decode every image below folder/<class name>/, once; scratch as in index_images.
+    """Decode every image below folder/<class name>/; scratch as in index_images.
+
+    With partial, classes may lack a folder.
 
     Returns:
-        The images, and a line for each file that cannot be read.
+        The images, and a message for each file that cannot be read.
     """
     import pandas as pd
 
@@ -443,9 +443,9 @@ def index_folder(
 
 
 def check_heaps(content: bytes) -> None:
-    """Refuse a file in which HDF5 1.14 would loop for ever, deaf to Ctrl-C.
+    """Refuse a file in which HDF5 1.14 would loop for ever, even after Ctrl-C.
 
-    It does so at free space of no size in a heap, where texts of attributes are.
+    It loops at free space of size 0 in a heap, where the texts of attributes are.
     """
     steps = itertools.count()
     for heap in re.finditer(rb"GCOL\x01...(.{8})", content, re.DOTALL):
@@ -458,10 +458,10 @@ def check_heaps(content: bytes) -> None:
 
 
 def read_attribute(file: h5py.File, name: str) -> Any:
-    """Read a root attribute of an HDF5 file that holds JSON.
+    """Read the JSON in a root attribute of an HDF5 file.
 
     Raises:
-        ValueError: if there is none, or it is something else.
+        ValueError: if the attribute is missing, too long, or not JSON.
     """
     if name not in file.attrs:
         only = ", perhaps weights only" if name == "model_config" else ""
@@ -475,10 +475,10 @@ def read_attribute(file: h5py.File, name: str) -> Any:
 
 
 def find_array(file: h5py.File, path: str) -> h5py.Dataset | None:
-    """Return an array that stands in the file itself, or None.
+    """Return an array at a path without links, or None.
 
     Raises:
-        ValueError: if there is something else than an array of float32 or float16.
+        ValueError: if there is something other than an array of float32 or float16.
     """
     item = file
     for name in path.split("/"):
@@ -492,7 +492,7 @@ def find_array(file: h5py.File, path: str) -> h5py.Dataset | None:
 
 
 def stands_in_file(array: h5py.Dataset) -> bool:
-    """Tell whether an array's own file holds it, at most compressed, and only it."""
+    """Tell whether the file itself holds all of an array, plain or compressed."""
     if array.external or array.is_virtual:
         return False
     if array.chunks is None:
@@ -509,7 +509,7 @@ def stands_in_file(array: h5py.Dataset) -> bool:
         or count > MAX_CHUNKS
     ):
         return False
-    for place in itertools.product(*places):  # HDF5 unpacks a bomb without an end
+    for place in itertools.product(*places):  # HDF5 would unpack a bomb without limit
         skipped, chunk = array.id.read_direct_chunk(place)
         with contextlib.suppress(zlib.error):
             if filters:
@@ -520,7 +520,7 @@ def stands_in_file(array: h5py.Dataset) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a setting is text, a number of usual size, or a list of a few."""
+    """Tell whether a setting is text, a number of usual size, or a short list."""
     if isinstance(value, list):
         return len(value) <= 4 and all(map(is_plain, value))
     is_number = isinstance(value, bool | int | float) and abs(value) <= MAX_SETTING
@@ -528,9 +528,9 @@ def is_plain(value: Any) -> bool:
 
 
 def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
-    """Return the settings of a layer that matter to a prediction.
+    """Return the settings of a layer that matter for predictions.
 
-    Others must be what Keras sets by default, which is None or False.
+    All others must have Keras' defaults, which are None or False.
     """
     names = LAYERS[kind][0].split()
     for name, value in config.items():
@@ -553,10 +553,10 @@ def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
 
 
 def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
-    """Name the layers whose outputs a layer takes: that before it, if it names none."""
+    """Return the names of a layer's input layers; by default the one before it."""
     if "inbound_nodes" not in layer:
         return [before]
-    [node] = layer["inbound_nodes"]  # a ValueError if the layer is used several times
+    [node] = layer["inbound_nodes"]  # ValueError if the layer is used more than once
     if isinstance(node, list):  # Keras 2
         return [tensor[0] for tensor in node]
     [tensors] = node["args"]
@@ -565,7 +565,7 @@ def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
 
 
 def modernize(network: dict[str, Any]) -> dict[str, Any]:
-    """Return kind, name and layers of a network, as of Keras 3 if Keras 2 wrote it."""
+    """Return kind, name and layers of a network, Keras 2's in the form of Keras 3."""
     kind, config = network["class_name"], network["config"]
     kind = "Functional" if kind == "Model" else kind
     config = {"name": "", "layers": config} if isinstance(config, list) else config
@@ -580,11 +580,11 @@ def modernize(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def are_class_names(names: Any) -> bool:
-    """Tell whether these are two or more different names, safe to print anywhere."""
+    """Tell whether these are two or more different names that are safe to print."""
     return (
         isinstance(names, list)
         and all(isinstance(name, str) and name.isprintable() for name in names)
-        and not any(name[:1] in "=+-@" for name in names)  # formulas in a CSV; empty
+        and not any(name[:1] in "=+-@" for name in names)  # formulas in a CSV, or empty
         and len(set(names)) == len(names) > 1
     )
 
@@ -592,10 +592,11 @@ def are_class_names(names: Any) -> bool:
 def describe_network(
     file: h5py.File, config: dict[str, Any], class_names: list[str] | None
 ) -> tuple[list[str], bool, str]:
-    """Read what a model file tells about a network's input and output.
+    """Read what a model file says about a network's input and output.
 
     Returns:
-        Its class names; whether it wants raw pixels; and what of it is assumed.
+        The class names, whether the network takes pixels of 0 to 255, and what had to
+        be assumed, as text.
     """
     if "class_names" in file.attrs:
         own = read_attribute(file, "class_names")
@@ -617,7 +618,7 @@ def describe_network(
 
 
 def shape_of(x: Any) -> list[int]:
-    """Return the shape of a node without the axis of the batch."""
+    """Return the shape of a node without its batch axis."""
     return [size.get_length() for size in list(x.get_output_partial_shape(0))[1:]]
 
 
@@ -627,36 +628,36 @@ def channel_axis(x: Any) -> int:
 
 
 def is_image(x: Any) -> bool:
-    """Tell whether a node holds images, of the shape (channels, height, width)."""
+    """Tell whether a node holds images, of shape (channels, height, width)."""
     return len(shape_of(x)) == 3
 
 
 def pair(value: Any) -> list[int]:
-    """Return a setting that is one whole number, or two, as two."""
+    """Return a setting of one or two whole numbers as two."""
     values = value if isinstance(value, list) else [value, value]
     if [type(number) for number in values] != [int, int] or min(values) < 0:
-        raise ValueError(f"{value} stands for one or two whole numbers")
+        raise ValueError(f"{value} is not one or two whole numbers")
     return values
 
 
 class Graph:
     """An OpenVINO graph that grows layer by layer, with the weights of a model file.
 
-    Images are NCHW in it, which is 1.4 times as fast as Keras' NHWC.
+    Images are NCHW, which is 1.4 times as fast as Keras' NHWC.
     """
 
     def __init__(self, file: h5py.File, network: str) -> None:
         self.op = import_openvino().opset13
         self.file, self.network = file, network
-        self.layer = ""  # the name of the present layer
-        self.faces = self.output = None  # its first node, and its last
-        self.weights: list[np.ndarray] = []  # as read, which is Keras' order
-        self.space = MAX_BYTES  # that they may take
+        self.layer = ""  # name of the current layer
+        self.faces = self.output = None  # first and last node
+        self.weights: list[np.ndarray] = []  # in the order of reading, which is Keras'
+        self.space = MAX_BYTES  # bytes left for the arrays
 
     def read(self, name: str, *shape: int) -> np.ndarray:
-        """Read an array of the present layer, which must be of this shape, as float32.
+        """Read an array of the current layer, which must have this shape, as float32.
 
-        Versions of Keras name it differently: "kernel:0", in Keras 2.
+        Its path depends on the version of Keras: Keras 2 writes "kernel:0".
         """
         scopes = f"{self.network}/{self.layer}/", f"{self.layer}/", ""
         names = name, f"{name}:0", f"depthwise_{name}:0"
@@ -676,25 +677,25 @@ class Graph:
         if self.space < 0:
             raise ValueError("its network has more weights than a file may hold")
         if not stands_in_file(array):
-            raise ValueError(f"its {path} does not stand in the file as it is")
+            raise ValueError(f"its {path} is not stored whole in the file")
         values = array[...].astype(np.float32)
         if not np.isfinite(values).all():
-            raise ValueError("some of its weights are no numbers")
+            raise ValueError("some of its weights are NaN or infinite")
         self.weights.append(values)
         return values
 
     def read_channels(self, name: str, x: Any) -> np.ndarray:
-        """Read an array with a number for each channel of a node."""
+        """Read an array with one number per channel of a node."""
         if is_image(x):
             return self.read(name, shape_of(x)[0]).reshape(-1, 1, 1)
         return self.read(name, shape_of(x)[-1])
 
     def channels_last(self, x: Any) -> Any:
-        """Return images as NHWC, and what is no image as it is."""
+        """Return images as NHWC, and other nodes as they are."""
         return self.op.transpose(x, [0, 2, 3, 1]) if is_image(x) else x
 
     def channels_first(self, x: Any) -> Any:
-        """Return images as NCHW, and what is no image as it is."""
+        """Return images as NCHW, and other nodes as they are."""
         return self.op.transpose(x, [0, 3, 1, 2]) if is_image(x) else x
 
 
@@ -713,7 +714,7 @@ def convolve(
 
 def conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """Conv2D."""
-    groups = c.groups or 1  # early versions of Keras knew none
+    groups = c.groups or 1  # missing in early versions of Keras
     channels = shape_of(x)[0] // groups
     kernel = g.read("kernel", *pair(c.kernel_size), channels, c.filters)
     return convolve(g, x, c, kernel, groups)
@@ -745,7 +746,7 @@ def pool(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
     """MaxPooling2D, and AveragePooling2D, which leaves the padding out."""
     options = {"exclude_pad": True} if name == "avg_pool" else {}
     options["auto_pad"] = PADDINGS[c.padding]
-    op = getattr(import_openvino().opset1, name)  # later ones have two outputs
+    op = getattr(import_openvino().opset1, name)  # later versions have two outputs
     return op(x, pair(c.strides), [0, 0], [0, 0], pair(c.pool_size), **options)
 
 
@@ -755,7 +756,7 @@ def pool_globally(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
 
 
 def scale_and_shift(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Multiply each channel by gamma and add beta, if there are such."""
+    """Multiply each channel by gamma and add beta, if the layer has them."""
     x = g.op.multiply(x, g.read_channels("gamma", x)) if c.scale else x
     return g.op.add(x, g.read_channels("beta", x)) if c.center else x
 
@@ -802,7 +803,7 @@ def prelu(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 
 def reshape(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Reshape, and Flatten, of which a row is the target."""
+    """Reshape, and Flatten, whose target shape is one row."""
     x, shape = g.channels_last(x), list(c.target_shape)
     size = math.prod(shape_of(x))
     if -1 in shape:
@@ -825,9 +826,9 @@ def rescaling(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 
 def merge(g: Graph, x: list, c: SimpleNamespace, name: str) -> Any:
-    """Add and Multiply, of several nodes of as many axes."""
+    """Add and Multiply, for nodes with the same number of axes."""
     if len({len(shape_of(node)) for node in x}) > 1:
-        raise ValueError(f"its layer {g.layer} takes unlike things")
+        raise ValueError(f"its layer {g.layer} joins arrays of different ranks")
     return functools.reduce(getattr(g.op, name), x)
 
 
@@ -851,14 +852,14 @@ ACTIVATIONS: dict[str, Callable[[Graph, Any], Any]] = {
     "softmax": lambda g, x: g.op.softmax(x, channel_axis(x)),
 }
 PADDINGS = {"same": "same_upper", "valid": "valid"}
-# How layers without these settings are computed.
+# The values of these settings in layers that have none.
 UNSET = {"axis": -1, "use_bias": False, "activation": "linear", "target_shape": [-1]}
 CONVOLUTION = "kernel_size strides padding dilation_rate use_bias activation"
 POOLING = "pool_size strides padding"
 NORMALIZATION = "axis epsilon center scale"
-# What a network may be made of. A kind of layer has the settings that matter to a
-# prediction, a function that computes it of a graph, a node, and the settings, and the
-# name of OpenVINO's operation if kinds share the function.
+# The kinds of layers in a network. Each has the settings that matter for predictions, a
+# function of the graph, the input node and the settings that returns the output node,
+# and the name of OpenVINO's operation if several kinds share the function.
 LAYERS: dict[str, tuple] = {
     "Conv2D": (f"{CONVOLUTION} filters groups", conv2d),
     "DepthwiseConv2D": (f"{CONVOLUTION} depth_multiplier", depthwise_conv2d),
@@ -871,7 +872,7 @@ LAYERS: dict[str, tuple] = {
     "BatchNormalization": (NORMALIZATION, batch_normalization),
     "LayerNormalization": (NORMALIZATION, layer_normalization),
     "GroupNormalization": (f"{NORMALIZATION} groups", group_normalization),
-    "Activation": ("activation", lambda g, x, c: x),  # as every layer's is added
+    "Activation": ("activation", lambda g, x, c: x),  # add_layer applies the activation
     "ReLU": ("max_value negative_slope alpha", relu),
     "LeakyReLU": ("max_value negative_slope alpha", relu),
     "PReLU": ("shared_axes", prelu),
@@ -894,7 +895,7 @@ TRAINING_ONLY = {
 
 
 def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
-    """Compute a layer of these nodes, with bias and activation if it has such."""
+    """Apply a layer to its inputs, with bias and activation if it has them."""
     kind, output = layer["class_name"], inputs[0]
     if kind not in LAYERS and kind not in TRAINING_ONLY:
         raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS")
@@ -911,14 +912,14 @@ def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
         output = ACTIVATIONS[c.activation](g, output)
     sizes = shape_of(output)
     if min(sizes) < 1 or math.prod(sizes) > MAX_VALUES:
-        raise ValueError(f"its layer {g.layer} puts out {sizes}")
+        raise ValueError(f"its layer {g.layer} has the output {sizes}")
     return output
 
 
 def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
     """Build the network that a configuration describes.
 
-    Its input is in [0, 1] also if the network wants raw pixels.
+    Its input is in [0, 1] even if the network takes pixels of 0 to 255.
     """
     if config["class_name"] not in ("Sequential", "Functional"):
         raise ValueError(f"its network is of kind {config['class_name']}")
@@ -945,10 +946,10 @@ def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
 
 
 def make_views(faces: np.ndarray) -> list[np.ndarray]:
-    """Show faces of shape (n, size, size, 1) as they are and scaled, each mirrored.
+    """Return views of faces (n, size, size, 1): scaled by each of SCALES, and mirrored.
 
-    Pixels between others are interpolated, the edge is repeated. The first view is the
-    faces themselves.
+    Pixels are interpolated linearly, and the edge is repeated. The first view is the
+    faces as they are.
     """
     pixels, views = np.arange(faces.shape[1]), []
     middle = pixels.mean()
@@ -962,15 +963,15 @@ def make_views(faces: np.ndarray) -> list[np.ndarray]:
 
 
 class Network:
-    """A trained network: its class names, its weights, and what it says about faces.
+    """A trained network: class names, weights, and predictions.
 
-    OpenVINO calculates in float32, whatever the processor's fastest precision is.
+    OpenVINO computes in float32, even where a lower precision would be faster.
     """
 
     def __init__(self, graph: Graph, class_names: list[str], assumed: str) -> None:
         self.class_names, self.weights = class_names, graph.weights
         self.size = shape_of(graph.faces)[0]  # pixels a side of a face
-        self.assumed = assumed  # what the file does not tell
+        self.assumed = assumed  # what the file does not say
         openvino = import_openvino()
         model = openvino.Model([graph.output], [graph.faces])
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -998,10 +999,10 @@ class Network:
 
 
 def load_model(path: str | Path, class_names: list[str] | None = None) -> Network:
-    """Load a model file that train.py wrote; or, with class names, that Keras wrote.
+    """Load a model file that train.py wrote or, given class names, one of Keras.
 
-    The network is built from plain settings and arrays that stand in the file: nothing
-    in it is executed, and nothing outside it is read, whoever made it.
+    The network is built from the plain settings and arrays in the file. Nothing in the
+    file is executed, and nothing outside it is read, whoever made it.
     """
     path, make = Path(path), "make one with: python train.py"
     if not os.path.isfile(path):
@@ -1046,8 +1047,8 @@ def evaluate(network: Network, split: Split) -> dict[str, Any]:
     """Measure a network on the images of a split.
 
     Returns:
-        classification_metrics of all of them as test, and, if the table has a column
-        in_train, of those that are not, as leak_free.
+        classification_metrics of all images as test; and, if the table has a column
+        in_train, of those that are not in train, as leak_free.
     """
     probabilities, labels = predict_split(network, split), split.labels
     metrics = {"test": classification_metrics(labels, probabilities)}
@@ -1063,9 +1064,9 @@ def classification_metrics(
     """Compare probabilities, shape (n, num_classes), with true class indices, (n,).
 
     Returns:
-        images, their number; accuracy and macro_recall (balanced accuracy), fractions;
-        precision, recall and f1, a fraction per class, 0 where it is undefined;
-        confusion_matrix, counts, a row per true class; and calibration_metrics.
+        images, their number; accuracy and macro_recall (balanced accuracy), in [0, 1];
+        precision, recall and f1 per class, in [0, 1], 0 where undefined;
+        confusion_matrix, counts, one row per true class; and calibration_metrics.
     """
     from sklearn import metrics
 
@@ -1089,13 +1090,13 @@ def classification_metrics(
 
 
 def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Compare how sure answers were with whether they were right, both of shape (n,).
+    """Compare confidences with whether answers were right, both of shape (n,).
 
     Returns:
-        calibration_error, the expected one (ECE) over 15 bins of equal width (Guo et
-        al. 2017), in [0, 1]; reliability, of each bin images, mean confidence and
-        accuracy, 0 if it is empty; and coverage, rows of a confidence, the share
-        of images that reach it, and their accuracy.
+        calibration_error, the expected calibration error (ECE) in 15 bins of equal
+        width (Guo et al. 2017), in [0, 1]; reliability, the number of images, mean
+        confidence and accuracy of each bin, 0 if empty; and coverage, rows of a
+        confidence, the share of images that reach it, and their accuracy.
     """
     edges = np.linspace(0, 1, 16)
     which = np.digitize(confidences, edges[1:-1])
@@ -1115,12 +1116,12 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
 
 
 def percent(fraction: float) -> str:
-    """Write a fraction as in: 93.1 %."""
+    """Format a fraction like 93.1 %."""
     return f"{100 * fraction:.1f} %"
 
 
 def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
-    """Write what evaluate returned, next to always saying the most frequent class."""
+    """Format what evaluate returned, beside always naming the most frequent class."""
     import pandas as pd
     from sklearn.metrics import classification_report
 
@@ -1158,18 +1159,18 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str
 
 @functools.cache
 def find_fonts(text: str) -> list[str] | None:
-    """List installed fonts that together have every letter of a text, if there are."""
+    """Return installed fonts that together have every letter of a text, or None."""
     from matplotlib import font_manager
 
     def letters(path: str) -> set[int]:
-        with contextlib.suppress(OSError, RuntimeError):  # a font of bitmaps, say
+        with contextlib.suppress(OSError, RuntimeError):  # a bitmap font, for example
             return set(font_manager.get_font(path).get_charmap())
         return set()
 
-    found = ["DejaVu Sans"]  # Matplotlib brings it along
+    found = ["DejaVu Sans"]  # part of Matplotlib
     missing = set(map(ord, text)) - letters(font_manager.findfont(found[0]))
     for font in font_manager.fontManager.ttflist:
-        if missing and not font.name.startswith("Last Resort"):  # which has boxes
+        if missing and not font.name.startswith("Last Resort"):  # which has only boxes
             new = missing & letters(font.fname)
             if new:
                 found.append(font.name)
@@ -1183,9 +1184,9 @@ def find_fonts(text: str) -> list[str] | None:
 
 @contextlib.contextmanager
 def naming_classes(class_names: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the names of the classes in figures: numbers, if no font can show them.
+    """Yield the class names to show in figures: numbers, if no font has their letters.
 
-    A $ in them is a $, and no formula.
+    A $ in a name stays a $, and does not begin a formula.
     """
     import matplotlib
 
@@ -1196,7 +1197,7 @@ def naming_classes(class_names: Sequence[str]) -> Iterator[list[str]]:
 
 
 def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
-    """Draw what fraction of each true class was classified as what, with counts."""
+    """Plot the fraction of each true class that was predicted as each class."""
     import pandas as pd
     import seaborn as sns
     from matplotlib.figure import Figure
@@ -1226,8 +1227,8 @@ def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file as a whole or not at all: yield a hidden path beside it.
 
-    What was written there takes the path's place when the block ends without an error,
-    and is deleted otherwise.
+    The hidden file replaces the path when the block ends without an error. Otherwise it
+    is deleted.
     """
     temporary = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
@@ -1238,10 +1239,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
             try:
                 os.replace(temporary, path)
                 break
-            except PermissionError:  # of Windows, while a virus scanner reads it, say
+            except PermissionError:  # on Windows, while a virus scanner reads it
                 if wait is None:
                     raise
                 time.sleep(wait)
     finally:
-        with contextlib.suppress(OSError):  # or it would hide the first error
+        with contextlib.suppress(OSError):  # it would hide the first error
             temporary.unlink()

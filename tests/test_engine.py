@@ -158,8 +158,8 @@ def shared() -> keras.Model:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (doubled(10), r"layer concatenate\w* puts out \[512, 48, 48\]"),
-        (chain(layers.ZeroPadding2D(500)), r"puts out \[1, 1048, 1048\]"),
+        (doubled(10), r"layer concatenate\w* has the output \[512, 48, 48\]"),
+        (chain(layers.ZeroPadding2D(500)), r"has the output \[1, 1048, 1048\]"),
         (chain(layers.ReLU(threshold=0.5)), "threshold of its layer ReLU is 0.5"),
         (chain(keras.Sequential([conv(2, 3)])), "layer Sequential, not one of"),
         (shared(), ""),

@@ -75,7 +75,7 @@ def test_the_classes_that_are_there_are_proposed(tree: Path) -> None:
 
 def test_class_folders_alone(tree: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tree / "train"
-    with pytest.raises(UserError, match=f"^{folder}: holds one part; name the fold"):
+    with pytest.raises(UserError, match=f"^{folder}: holds one split; name the fold"):
         index(folder)
     folder = folder.rename(tree / "mine")
     shutil.copy(folder / "sad" / "00.png", folder / "sad" / "again.png")
@@ -133,7 +133,7 @@ def test_fer2013_csv(
     out = capsys.readouterr().out
     for number in range(30, 34):
         place = f"ignored: {path}, line {number}: "
-        assert f"{place}no 48 x 48 different values of 0 to 255\n" in out
+        assert f"{place}not 48 x 48 values of 0 to 255, or all equal\n" in out
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=f"^{path}: not a table like fer2013.csv: "):
         index(path)

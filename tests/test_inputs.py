@@ -276,7 +276,7 @@ def test_no_image_is_written_over(album: Path, option: str, ask: Ask) -> None:
     mia = album / "mia.png"
     (album / "link.png").symlink_to("mia.png")
     os.link(mia, album / "hard.png")
-    before, line = contents(album), "{}: is to be read; name another file to write"
+    before, line = contents(album), "{}: is an input; name another file to write"
     for name in ("mia.png", "./sub/../mia.png", mia, "link.png", "hard.png"):
         for image in (mia, "link.png"):
             assert ask("--image", image, option, name) == refused(line.format(image))
@@ -298,7 +298,7 @@ def test_output_replaces_no_picture_and_nothing_listed(
     for output, more, line in (
         ("mia.png", [], "mia.png: is a picture"),
         ("damaged.png", [], "damaged.png: is a picture"),
-        ("notes.txt", ["../album/notes.txt"], "../album/notes.txt: is to be read"),
+        ("notes.txt", ["../album/notes.txt"], "../album/notes.txt: is an input"),
     ):
         give_list(monkeypatch, [CROP] * 60 + more)
         line = f"{line}; name another file to write"
@@ -315,7 +315,7 @@ def test_no_file_is_written_twice(
         ["--plot", "a.png", "--output", "a.png"],
         ["--plot", "b", "--output", "b"],
     ):
-        line = f"{words[3]}: is to be written twice; name another file"
+        line = f"{words[3]}: is named for two results; name another file"
         assert ask("--image", CROP, *words) == refused(line)
     assert list(tmp_path.iterdir()) == []
     words = ["--plot", "03-heat.png", "--explain", ".", "--output", "03-heat-2.png"]

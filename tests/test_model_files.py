@@ -24,7 +24,7 @@ from utils import UserError
 
 KERNEL = "model_weights/dense/face_classifier/dense/kernel"
 SHAPE = 12 * 12 * 8, 5  # of that kernel
-ELSEWHERE = f"its {KERNEL} does not stand in the file as it is"
+ELSEWHERE = f"its {KERNEL} is not stored whole in the file"
 NO_ARRAY = f"{KERNEL} is not in it, or a link to something else"
 OTHER_KIND = f"its {KERNEL} is no array of float32 or float16"
 
@@ -157,7 +157,7 @@ def test_too_deep(path: Path) -> None:
 def test_weights_that_are_no_numbers(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file[KERNEL][0, 0] = np.nan
-    assert refusal(path) == "some of its weights are no numbers"
+    assert refusal(path) == "some of its weights are NaN or infinite"
 
 
 def test_a_lambda_is_not_run(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_predict(
         start(predict.main, "--image", "missing.png")
     with pytest.raises(SystemExit, match=r"^2$"):
         start(predict.main, "--image", CROP, "--output", CROP)
-    line = f"predict.py: error: {CROP}: is to be read; name another file to write\n"
+    line = f"predict.py: error: {CROP}: is an input; name another file to write\n"
     assert err.getvalue() == f"{missing}\n{line}"
 
 

@@ -247,8 +247,8 @@ def test_a_cut_video_keeps_whole_records(clip: Path, tmp_path: Path, ask: Ask) -
 def test_usage(clip: Path, tmp_path: Path, ask: Ask) -> None:
     before, copy = clip.read_bytes(), tmp_path / "a.mp4"
     for image, option, target, line in (
-        (clip, "--explain", tmp_path, f"{clip}: --explain takes no video"),
-        (clip, "--plot", clip, f"{clip}: is to be read; name another file to write"),
+        (clip, "--explain", tmp_path, f"{clip}: --explain does not work on videos"),
+        (clip, "--plot", clip, f"{clip}: is an input; name another file to write"),
         (PORTRAIT, "--plot", copy, f"{copy}: the copy of a video; {PORTRAIT} is none"),
     ):
         error = f"predict.py: error: {line}\n"
