@@ -91,36 +91,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    # fmt: off
     add = parser.add_mutually_exclusive_group(required=True).add_argument
-    add(
-        "--image",
-        nargs="+",
-        default=argparse.SUPPRESS,
-        help="pictures, videos, folders, - for a list on stdin, webcam, webcam:1, ...",
-    )
-    add("--evaluate", type=Path, metavar="FOLDER", help="measure on <emotion>/ folders")
+    add("--image", nargs="+", default=argparse.SUPPRESS,
+        help="pictures, videos, folders, - for a list on stdin, webcam, webcam:1, ...")
+    add("--evaluate", type=Path, metavar="FOLDER",
+        help="measure the model on a folder of <emotion>/ folders of face crops")
     add = parser.add_argument
-    model = utils.of_project(utils.MODEL_PATH)
-    add("--model", type=Path, default=model, help="model file, as train.py wrote it")
-    add("--classes", nargs="+", metavar="NAME", help="names for a file that has none")
-    add(
-        "--faces",
-        choices=["auto", "always", "never"],
-        default="auto",
-        help=f"search faces; auto: in pictures of more than {CROP_SIZE} pixels",
-    )
-    add(
-        "--format",
-        choices=["text", "json", "csv"],
-        default="text",
-        help="for people, or for programs: one JSON object or CSV row a face",
-    )
-    add("--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
-    add("--min-confidence", type=float, default=0.0, help="answers below are unsure")
-    add("--fps", type=float, default=5.0, help="frames a second of a video to look at")
-    drawing = {"type": Path, "metavar": "FILE_OR_FOLDER"}
-    add("--plot", **drawing, help="draw each picture with faces and probabilities")
-    add("--explain", **drawing, help="draw where each face shows the emotion")
+    add("--model", type=Path, default=utils.of_project(utils.MODEL_PATH),
+        help="model file, as train.py writes it")
+    add("--classes", nargs="+", metavar="NAME",
+        help="names of the outputs of a model file that has none, as Keras writes it")
+    add("--faces", choices=["auto", "always", "never"], default="auto",
+        help=f"search for faces; auto: in pictures of more than {CROP_SIZE} pixels")
+    add("--format", choices=["text", "json", "csv"], default="text",
+        help="for people, or for programs: one JSON object or CSV row per face")
+    add("--output", type=Path, metavar="FILE",
+        help="write the results to FILE instead of stdout")
+    add("--min-confidence", type=float, default=0.0, metavar="P",
+        help="say unsure below this confidence, 0 to 1")
+    add("--fps", type=float, default=5.0,
+        help="frames per second of a video to look at, at most its own")
+    add("--plot", type=Path, metavar="FILE_OR_FOLDER",
+        help="draw each picture with its faces and their probabilities")
+    add("--explain", type=Path, metavar="FILE_OR_FOLDER",
+        help="draw where each face shows the emotion")
+    # fmt: on
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:
         parser.error(f"--min-confidence: {args.min_confidence} is not in [0, 1]")
