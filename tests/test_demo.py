@@ -39,7 +39,7 @@ def demo(run: Callable, checkout: Path) -> Demo:
     return Demo(result, folder / "demo.h5", metrics)
 
 
-def test_the_demo_data_are_learned(demo: Demo) -> None:
+def test_training_learns_the_demo_data(demo: Demo) -> None:
     assert demo.metrics["test"]["accuracy"] >= 0.9
     assert demo.metrics["test"]["images"] == 60
 
@@ -75,7 +75,7 @@ def test_files(demo: Demo) -> None:
     assert history.notna().all(axis=None)
 
 
-def test_the_model_file_tells_about_itself(demo: Demo) -> None:
+def test_the_model_file_describes_its_training(demo: Demo) -> None:
     with h5py.File(demo.path) as file:
         names = set(file.attrs) - {"keras_version", "backend", "model_config"}
         stored = {name: json.loads(file.attrs[name]) for name in names}

@@ -171,7 +171,7 @@ def test_what_is_refused(model: keras.Model, reason: str, tmp_path: Path) -> Non
         utils.load_model(path)
 
 
-def test_faces_are_predicted_whatever_their_number() -> None:
+def test_any_number_of_faces_is_predicted() -> None:
     network = utils.load_model(ROOT / utils.MODEL_PATH)
     faces = RANDOM.random((utils.CHUNK + 3, 48, 48, 1), np.float32)
     together = network.predict(faces)

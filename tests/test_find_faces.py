@@ -93,7 +93,7 @@ def test_boxes_are_square_inside_and_from_left_to_right(search: FakeSearch) -> N
     assert boxes == [(0, 938, 86, 86), (128, 0, 1024, 1024), (703, 193, 214, 214)]
 
 
-def test_small_faces_are_those_of_nobody_else(search: FakeSearch) -> None:
+def test_small_faces_are_reported_only_without_larger_ones(search: FakeSearch) -> None:
     image = Image.fromarray(random_pixels(5, 400))
     search.boxes = [(10, 10, 15, 19), (100, 100, 30, 40)]
     assert [face.box[0] for face in predict.find_faces(image)] == [94]
@@ -101,7 +101,7 @@ def test_small_faces_are_those_of_nobody_else(search: FakeSearch) -> None:
     assert [face.box for face in predict.find_faces(image)] == [(8, 10, 20, 20)]
 
 
-def test_faces_are_cut_from_the_upright_original(
+def test_faces_are_cropped_from_the_upright_picture(
     search: FakeSearch, tmp_path: Path
 ) -> None:
     pixels, exif = np.full((3000, 2000), 50, np.uint8), Image.Exif()
@@ -115,7 +115,7 @@ def test_faces_are_cut_from_the_upright_original(
     np.testing.assert_array_equal(face.pixels, random_pixels(8))
 
 
-def test_large_photos_are_decoded_small_as_far_as_faces_allow(
+def test_large_photos_are_decoded_reduced_unless_faces_get_too_small(
     portrait: Image.Image,
     face: predict.Face,
     tmp_path: Path,

@@ -41,7 +41,7 @@ def weights(path: Path) -> list[np.ndarray]:
     return utils.load_model(path).weights
 
 
-def test_it_begins_with_the_weights(
+def test_fine_tuning_begins_with_the_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # At this rate nothing but batch normalization's statistics moves.
@@ -65,7 +65,7 @@ def test_it_begins_with_the_weights(
 
 
 @pytest.mark.parametrize("classes", [["sad", "angry"], ["sad", "happy", "angry"]])
-def test_other_classes_get_a_new_last_layer(folder: Path, classes: list[str]) -> None:
+def test_other_classes_get_a_new_output_layer(folder: Path, classes: list[str]) -> None:
     words = ["--fine-tune", str(folder / "trained.h5"), "--classes", *classes]
     args = train.parse_args([*words, "--precision", "float32"])
     train.read_widths(args)
@@ -77,7 +77,7 @@ def test_other_classes_get_a_new_last_layer(folder: Path, classes: list[str]) ->
     assert_same_arrays(model.get_weights()[:-2], before[:-2])
 
 
-def test_without_a_model_file_nothing_is_thrown_away(folder: Path) -> None:
+def test_without_a_model_file_the_checkpoint_stays(folder: Path) -> None:
     unfinished = folder / "none.checkpoint.npz"
     unfinished.touch()
     with pytest.raises(SystemExit, match="faces: no model file there"):
@@ -96,7 +96,7 @@ def test_a_network_of_another_kind(folder: Path) -> None:
         main(folder, "none.h5", "--fine-tune", str(folder / "dense.h5"))
 
 
-def test_it_is_gentle(folder: Path) -> None:
+def test_fine_tuning_has_a_low_rate_and_much_regularization(folder: Path) -> None:
     words = ["--precision", "float32", *SMALL]
     args = train.parse_args([*words, "--fine-tune", str(folder / "trained.h5")])
     strengths = [train.choose_regularization(args, n) for n in (36, 42_500, 42_501)]

@@ -62,7 +62,7 @@ def test_no_test_folder_names_what_stands_there(tree: Path) -> None:
         index(tree)
 
 
-def test_the_classes_that_are_there_are_proposed(tree: Path) -> None:
+def test_the_classes_found_are_proposed(tree: Path) -> None:
     for part in ("train", "test"):
         (tree / part / "angry").rename(tree / part / "big anger")
     with pytest.raises(UserError) as error:
@@ -207,14 +207,16 @@ def test_a_failed_run_leaves_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), utils.FOREIGN_MODELS.items())
-def test_other_models_are_named(tmp_path: Path, name: str, kind: str) -> None:
+def test_the_format_of_a_foreign_model_is_named(
+    tmp_path: Path, name: str, kind: str
+) -> None:
     path = tmp_path / f"model{name}"
     path.write_bytes(b"something")
     with pytest.raises(UserError, match=f"that train.py wrote: it is {kind}; make one"):
         utils.load_model(path)
 
 
-def test_a_file_that_is_looked_at_is_replaced_later(
+def test_a_locked_file_is_replaced_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries, replace = [], os.replace

@@ -62,7 +62,7 @@ def test_fonts_that_are_installed_are_used(
     assert capsys.readouterr().err == ""
 
 
-def test_numbers_stand_for_names_that_no_font_has(
+def test_numbers_replace_names_that_no_font_has(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     install_font(tmp_path, "Kanji", "怒悲中立")
@@ -72,7 +72,7 @@ def test_numbers_stand_for_names_that_no_font_has(
     assert capsys.readouterr().err == line
 
 
-def test_usual_names_need_no_other_font(tmp_path: Path) -> None:
+def test_usual_names_need_only_the_default_font(tmp_path: Path) -> None:
     for names in (["angry", "fröhlich"], ["сердитый", "θυμός"], ARABIC):
         assert draw(names, tmp_path / "names.png") == names
         assert utils.find_fonts("".join(names)) == ["DejaVu Sans"]

@@ -131,7 +131,7 @@ NETWORKS: dict[str, tuple[Callable[[], keras.Model], Callable | None, str]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_answers_are_those_of_keras(name: str, tmp_path: Path) -> None:
+def test_foreign_models_predict_as_in_keras(name: str, tmp_path: Path) -> None:
     make, rewrite, assumed = NETWORKS[name]
     model = make()
     path = save(model, tmp_path / "model.h5")
@@ -183,7 +183,7 @@ def test_the_command(
     assert f"Test accuracy {right} % ± 0.0 % (1 images, all" in capsys.readouterr().out
 
 
-def test_what_is_missing_or_too_much_is_said(path: Path, tmp_path: Path) -> None:
+def test_missing_and_superfluous_class_names(path: Path, tmp_path: Path) -> None:
     line = "give them in the order of its outputs: --classes angry fear ..."
     with pytest.raises(UserError) as error:
         utils.load_model(path)
@@ -196,7 +196,7 @@ def test_what_is_missing_or_too_much_is_said(path: Path, tmp_path: Path) -> None
     assert str(error.value) == f"{own}: names its classes; omit --classes"
 
 
-def test_bad_names_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_class_names_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         predict.main(["--image", "face.png", "--classes", "angry", "angry"])
     assert stop.value.code == 2

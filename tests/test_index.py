@@ -20,7 +20,7 @@ def read_all(table: pd.DataFrame) -> np.ndarray:
     return np.stack([utils.read_pixels(path) for path in table.path])
 
 
-def test_a_row_an_image(tree: Path) -> None:
+def test_the_table_has_one_row_per_image(tree: Path) -> None:
     split, unreadable = utils.index_folder(tree / "train", CLASSES, tree)
     assert unreadable == []
     table = split.table
@@ -34,7 +34,7 @@ def test_a_row_an_image(tree: Path) -> None:
     assert {path.name for path in tree.iterdir()} == {"train", "test"}
 
 
-def test_parts_keep_their_own_pixels(tree: Path) -> None:
+def test_splits_keep_their_own_pixels(tree: Path) -> None:
     split, _ = utils.index_folder(tree / "train", CLASSES)
     part = split.select(split.table.path.str.endswith(("3.png", "7.png")))
     assert list(part.table.index) == [3, 7, 15, 19, 27, 31]
@@ -44,7 +44,7 @@ def test_parts_keep_their_own_pixels(tree: Path) -> None:
 
 
 @UNIX
-def test_a_full_disk_is_told_in_a_line(tree: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(tree: Path, tmp_path: Path) -> None:
     line = rf"^{tmp_path}: cannot write there: .* large$"
     with file_size_limit(30_000), pytest.raises(UserError, match=line):
         utils.index_folder(tree / "train", CLASSES, tmp_path)
@@ -68,7 +68,7 @@ def test_equal_pixels_have_equal_digests_in_any_format(tree: Path) -> None:
     assert digest["a.BMP"] == digest["b.webp"] != digest["c.png"]
 
 
-def test_unreadable_files_are_left_out_and_told(tree: Path) -> None:
+def test_unreadable_files_are_ignored_and_listed(tree: Path) -> None:
     folder = tree / "train" / "happy"
     whole = (folder / "00.png").read_bytes()
     bad = {"truncated.png": whole[:500], "empty.jpg": b"", "notes.txt": b"no image"}
@@ -107,7 +107,7 @@ def test_a_class_without_images_is_named(tree: Path, content: bytes | None) -> N
         utils.index_folder(tree / "train", CLASSES)
 
 
-def test_no_data_tells_how_to_get_some(tmp_path: Path) -> None:
+def test_without_data_the_message_says_how_to_get_some(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         train.index_data(train.parse_args(["--data-dir", str(tmp_path)]))
     for word in ("kagglehub", "kaggle datasets download", "data/demo"):
@@ -134,7 +134,7 @@ def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:
     assert set(smaller.path) < set(validation.path)
 
 
-def test_new_images_move_few_old_ones_to_the_other_side(tmp_path: Path) -> None:
+def test_new_images_change_the_split_of_few_old_ones(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "faces", ["angry", "sad"], train=100)
     shutil.move(tree / "train" / "sad" / "99.png", tmp_path)
 
@@ -148,7 +148,7 @@ def test_new_images_move_few_old_ones_to_the_other_side(tmp_path: Path) -> None:
     assert len(before - held_out()) <= 1
 
 
-def test_no_seed_changes_what_is_held_out(tree: Path) -> None:
+def test_the_seed_does_not_change_what_is_held_out(tree: Path) -> None:
     words = ["--data-dir", str(tree), "--model-path", str(tree.parent / "m.h5")]
     words += ["--validation-split", "0.25", "--seed", "2", "--classes", *CLASSES]
     validation = train.index_data(train.parse_args(words))["validation"].table

@@ -78,7 +78,7 @@ def test_a_list_on_stdin_in_its_order(
     np.testing.assert_allclose(got, values.max(axis=1), atol=1e-4)
 
 
-def test_patterns_that_the_shell_has_left(
+def test_patterns_that_the_shell_did_not_expand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -104,7 +104,7 @@ def test_patterns_that_the_shell_has_left(
         ("0", "no such file or folder; the camera is webcam:0"),
     ],
 )
-def test_what_is_no_file(image: str, reason: str, ask: Ask) -> None:
+def test_names_without_a_file(image: str, reason: str, ask: Ask) -> None:
     assert ask("--image", image)[0] == f"predict.py: error: {image}: {reason}"
 
 
@@ -238,7 +238,7 @@ def refused(line: str) -> tuple[int, str, str]:
     return 2, "", f"predict.py: error: {line}\n"
 
 
-def test_what_was_drawn_is_drawn_anew_and_not_read(album: Path, ask: Ask) -> None:
+def test_drawn_files_are_replaced_and_not_read(album: Path, ask: Ask) -> None:
     photos, words = contents(album), ["--image", album, "--plot", album]
     words += ["--output", album / "result.csv", "--format", "csv"]
     assert ask(*words) == (0, "", "")
@@ -255,7 +255,7 @@ def test_what_was_drawn_is_drawn_anew_and_not_read(album: Path, ask: Ask) -> Non
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "pdf", "svg"])
-def test_the_file_drawn_into_is_no_input_of_the_next_run(
+def test_a_drawn_file_is_not_read_by_the_next_run(
     tmp_path: Path, ending: str, ask: Ask
 ) -> None:
     shutil.copy(CROP, tmp_path / "mia.png")
@@ -272,7 +272,7 @@ def test_the_file_drawn_into_is_no_input_of_the_next_run(
 
 @UNIX
 @pytest.mark.parametrize("option", ["--plot", "--explain", "--output"])
-def test_no_image_is_written_over(album: Path, option: str, ask: Ask) -> None:
+def test_no_input_is_overwritten(album: Path, option: str, ask: Ask) -> None:
     mia = album / "mia.png"
     (album / "link.png").symlink_to("mia.png")
     os.link(mia, album / "hard.png")
@@ -324,7 +324,7 @@ def test_no_file_is_written_twice(
     assert names == {"03-heat.png", "03-heat-2.png", "03-heat-3.png"}
 
 
-def test_temporary_files_are_nobody_else_s(tmp_path: Path, ask: Ask) -> None:
+def test_temporary_files_never_hit_files_of_the_user(tmp_path: Path, ask: Ask) -> None:
     names = {"a.png", ".a-emotions.new.txt", "a-emotions.new.png"}
     for name in names:
         shutil.copy(CROP, tmp_path / name)

@@ -135,7 +135,9 @@ def test_mixup_mixes_faces_and_labels_alike(split: utils.Split) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1])
-def test_shares_follow_the_beta_distribution(split: utils.Split, alpha: float) -> None:
+def test_mixup_weights_follow_the_beta_distribution(
+    split: utils.Split, alpha: float
+) -> None:
     iterator = make_iterator(split, mixup=alpha, batch_size=36)
     own = []
     for epoch in range(40):
@@ -164,7 +166,9 @@ def test_erasing_fills_one_rectangle_with_noise() -> None:
 
 
 @pytest.mark.parametrize("probability", [0, 0.25, 1])
-def test_so_many_are_erased(split: utils.Split, probability: float) -> None:
+def test_random_erasing_has_its_probability(
+    split: utils.Split, probability: float
+) -> None:
     iterator = make_iterator(split, random_erasing=probability, batch_size=36)
     erased = 0
     for epoch in range(20):

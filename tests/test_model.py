@@ -105,7 +105,7 @@ def test_steps_of_kernels_are_orthogonal(dtype: str, tolerance: float) -> None:
     assert 0.6 < diagonal.min() < diagonal.max() < 1.3
 
 
-def test_what_is_validated_is_what_is_left(tree: Path) -> None:
+def test_the_last_validation_is_of_the_final_weights(tree: Path) -> None:
     model, history = fit(tree, "--epochs", "4", "--batch-size", "2")
     assert list(history.columns) == ["accuracy", "loss", "val_accuracy", "val_loss"]
     assert (history.index.name, list(history.index)) == ("epoch", [1, 2, 3, 4])
@@ -195,7 +195,7 @@ def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.h5"]
 
 
-def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
+def test_atomic_write_is_all_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "figures.csv"
     with utils.atomic_write(path) as new:
         assert new.suffix == ".csv"  # by which some writers know the format

@@ -154,7 +154,7 @@ def test_too_deep(path: Path) -> None:
     assert "too deep" in refusal(path)
 
 
-def test_weights_that_are_no_numbers(path: Path) -> None:
+def test_weights_that_are_nan(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file[KERNEL][0, 0] = np.nan
     assert refusal(path) == "some of its weights are NaN or infinite"
@@ -189,7 +189,7 @@ def test_objects_of_other_modules_are_refused(path: Path, place: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["kernel_initializer", "kernel_regularizer"])
-def test_what_only_training_needs_is_passed_over(path: Path, name: str) -> None:
+def test_settings_for_training_only_are_ignored(path: Path, name: str) -> None:
     edit_config(path, lambda ls: find_layer(ls, "Dense").update({name: OS_SYSTEM}))
     with pytest.raises((TypeError, ValueError)):
         keras.saving.load_model(path, compile=False)  # which looks at it
@@ -206,7 +206,7 @@ def replacing_kernel(path: Path) -> Generator[h5py.Group, None, None]:
 
 
 @pytest.mark.parametrize("kind", ["raw", "virtual", "external link", "soft link"])
-def test_nothing_is_read_from_elsewhere(path: Path, kind: str) -> None:
+def test_nothing_outside_the_file_is_read(path: Path, kind: str) -> None:
     secret, raw = path.with_name("secret.h5"), path.with_name("secret.raw")
     sevens = np.full(SHAPE, 7, np.float32)
     sevens.tofile(raw)
@@ -254,7 +254,7 @@ def test_other_arrays(path: Path, options: dict[str, Any], reason: str) -> None:
     assert refusal(path).startswith(reason)
 
 
-def test_a_group_in_an_array_s_place(path: Path) -> None:
+def test_a_group_instead_of_an_array(path: Path) -> None:
     with replacing_kernel(path) as group:
         group.create_group("kernel")
     assert refusal(path) == OTHER_KIND
@@ -262,7 +262,7 @@ def test_a_group_in_an_array_s_place(path: Path) -> None:
 
 @pytest.mark.parametrize("content", [zlib.compress(bytes(10**7)), b"no zlib data"])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_what_unpacks_to_something_else_than_it_declares(
+def test_chunks_of_another_size_than_declared(
     path: Path, shuffle: bool, content: bytes
 ) -> None:
     options = {"chunks": SHAPE, "compression": "gzip", "shuffle": shuffle}
@@ -272,7 +272,7 @@ def test_what_unpacks_to_something_else_than_it_declares(
     assert refusal(path) == ELSEWHERE
 
 
-def test_arrays_that_are_read_again_and_again_are_counted(
+def test_arrays_that_are_read_repeatedly_count_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(utils, "MAX_BYTES", 10**6)

@@ -1,4 +1,4 @@
-"""What is told of pictures: text, CSV, JSON, drawings; in order, and whole."""
+"""Results for pictures: text, CSV, JSON, drawings; in order, and whole."""
 
 import json
 import os
@@ -205,7 +205,7 @@ def test_names_are_cut_between_characters(
     assert picture == tmp_path / ("x" + 66 * "\u9854" + "-heat.png")
 
 
-def test_heat_is_where_an_answer_rests() -> None:
+def test_heat_is_where_the_answer_depends_on() -> None:
     class Network:
         """Is the surer of class 0 the brighter a patch of the face is."""
 

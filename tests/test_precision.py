@@ -107,7 +107,7 @@ def test_files_are_plain_float32(tree: Path, precision: str) -> None:
     assert metrics["arguments"]["precision"] == precision
 
 
-def test_a_network_trains_in_bfloat16_but_for_its_ends() -> None:
+def test_first_and_last_layer_stay_float32_in_bfloat16() -> None:
     args = train.parse_args(["--filters", "4", "8", "--precision", "mixed_bfloat16"])
     model = train.make_model(args, steps=1000, dropout=0.5)
     assert model.layers[2].compute_dtype == "bfloat16"

@@ -31,7 +31,7 @@ def test_help_needs_no_tensorflow() -> None:
     assert f"(default: {MODEL})" in " ".join(result.stdout.split())
 
 
-def test_what_is_wrong_needs_no_tensorflow(tmp_path: Path) -> None:
+def test_errors_need_no_tensorflow(tmp_path: Path) -> None:
     image, model = tmp_path / "image.jpg", tmp_path / "model.h5"
     for options, code, line in (
         ([], 2, "one of the arguments --image --evaluate is required"),

@@ -177,7 +177,7 @@ def declare(png: bytes, width: int, height: int) -> bytes:
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
-def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
+def test_broken_files_are_reported_by_name(tmp_path: Path) -> None:
     png, jpeg, avif = (
         write(tmp_path / f"whole.{end}", FACE).read_bytes()
         for end in ("png", "jpg", "avif")
@@ -217,7 +217,7 @@ def test_a_bomb_in_a_tile(tmp_path: Path) -> None:
         utils.read_pixels(path)
 
 
-def test_a_wrong_ending_does_not_matter(tmp_path: Path) -> None:
+def test_the_ending_of_a_name_does_not_matter(tmp_path: Path) -> None:
     png = write(tmp_path / "face.png", FACE)
     for name in ("face.jpg", "face.txt", "face"):
         png = png.rename(tmp_path / name)
@@ -225,7 +225,7 @@ def test_a_wrong_ending_does_not_matter(tmp_path: Path) -> None:
 
 
 @UNIX
-def test_what_is_no_file_is_told_by_name(tmp_path: Path) -> None:
+def test_paths_without_a_file_are_reported_by_name(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "link.jpg").symlink_to("nowhere")
     (tmp_path / "cycle.jpg").symlink_to("cycle.jpg")

@@ -82,7 +82,7 @@ def new(tree: Path) -> Path:
     return tree.parent / "new"
 
 
-def test_a_checkpoint_is_never_thrown_away_silently(
+def test_a_checkpoint_is_never_discarded_silently(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = stopped / "m.checkpoint.npz"
@@ -239,7 +239,7 @@ def test_a_full_disk_at_the_model(
             assert len(json.loads(str(file["about"]))["history"]) == 4
 
 
-def test_killed_when_all_but_the_checkpoint_is_done(
+def test_killed_before_the_checkpoint_is_deleted(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, checkpoint = stopped / "m.h5", stopped / "m.checkpoint.npz"

@@ -26,13 +26,13 @@ def test_no_temperature_of_a_grid_is_better() -> None:
     assert best == pytest.approx(0.1 + 0.01 * np.argmin(grid), abs=0.01)
 
 
-def test_tempering_changes_no_more_than_sureness() -> None:
+def test_a_temperature_changes_only_confidence() -> None:
     powers = ANSWERS**0.5
     expected = powers / powers.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(train.temper(ANSWERS, 2), expected)
 
 
-def test_surer_answers_are_no_change() -> None:
+def test_confidence_alone_is_no_change() -> None:
     surer = train.temper(ANSWERS, 0.5)
     changes, errors = validation.compare(surer, ANSWERS, LABELS)
     np.testing.assert_allclose([*changes, *errors], 0, atol=1e-5)

@@ -128,7 +128,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple]]:
 HAPPY, SAD = [0, 0, 0.8, 0, 0.2, 0], [0, 0, 0.2, 0, 0.8, 0]
 
 
-def test_text_tells_changes_and_sums_up(
+def test_text_reports_changes_and_sums_up(
     scripted: list, tmp_path: Path, ask: Ask
 ) -> None:
     path = write_clip(tmp_path / "gray.mp4", [Image.new("RGB", SIZE)] * 15, 5)
@@ -158,7 +158,7 @@ def test_unsure_goes_by_the_mean(scripted: list, tmp_path: Path, ask: Ask) -> No
     assert ask("--image", path, "--min-confidence", 0.55) == (0, text, "")
 
 
-def test_what_moves_too_far_or_stays_away_is_another_face() -> None:
+def test_a_face_that_jumps_or_was_away_gets_a_new_number() -> None:
     tracks: list[predict.Track] = []
     for time, lefts, numbers in (
         (0.0, [0, 100], [1, 2]),
@@ -223,7 +223,7 @@ def test_frame_rates(
     assert (np.diff(first) > 0.15).all()  # at most five looks a second
 
 
-def test_what_is_no_video_or_shows_no_face(tmp_path: Path, ask: Ask) -> None:
+def test_files_without_video_or_face(tmp_path: Path, ask: Ask) -> None:
     sound, gray = tmp_path / "sound.mp4", tmp_path / "gray.mp4"
     ffmpeg("-f", "lavfi", "-i", "sine=d=1", sound)
     write_clip(gray, [Image.new("RGB", SIZE)] * 3, 5)
