@@ -135,7 +135,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     # fmt: off
     add("--epochs", type=int, default=10, help="passes over the training images")
-    add("--batch-size", type=int, default=BATCH_SIZE, help="images a step, at most")
+    add("--batch-size", type=int, default=BATCH_SIZE, help="images per step, at most")
     add("--learning-rate", type=float, default=LEARNING_RATE,
         help="the highest; with --fine-tune a sixth of it")
     add("--data-dir", type=Path, default=utils.of_project(DATA_DIR),
@@ -151,9 +151,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--validation-split", type=float, default=0.0,
         help="fraction of train/ to validate on")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: the fastest")
-    add("--fine-tune", metavar="MODEL", help="model file whose network to go on with")
+    add("--fine-tune", metavar="MODEL", help="model file to start from")
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--resume", action="store_true", help="go on with the unfinished training")
+    add("--resume", action="store_true", help="continue the unfinished training")
     add("--restart", action="store_true", help="discard the unfinished training")
     # fmt: on
     args = parser.parse_args(argv)
