@@ -48,7 +48,8 @@ LARGE = 2**24  # pixels of an image
 MAX_FRAMES = 20  # of an animation, searched for one that shows something
 MIN_SIDE = 12  # pixels a side of an image of a face, at least
 Image.MAX_IMAGE_PIXELS = 250_000_000  # for phones' photos; Pillow's limit is 89 million
-BLANK = f"shows nothing: of one gray all over or below {MIN_SIDE} pixels a side"
+NEARLY_BLACK, DIM = 8, 32  # brightest values: below, an image is blank; is brightened
+BLANK = f"shows nothing: nearly black or of one gray or below {MIN_SIDE} pixels a side"
 TOO_LARGE = "too large; 250 million pixels at most: scale it down"
 CHUNK = 64  # files, or faces, that go through the network together
 IGNORED = {"thumbs.db", "desktop.ini"}  # left in picture folders by Windows
@@ -60,8 +61,11 @@ FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 PNG PPM TIFF WEBP".split()
 # What decoders and HDF5 raise for broken files.
 ERRORS = OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError
 MODEL_ERRORS = *ERRORS, AttributeError, MemoryError
-DECODER_ERRORS = *ERRORS, SyntaxError, EOFError, MemoryError, struct.error
-DECODER_ERRORS = *DECODER_ERRORS, Image.DecompressionBombError
+DECODER_ERRORS = (
+    *ERRORS,
+    *(SyntaxError, EOFError, MemoryError, AssertionError),
+    *(struct.error, Image.DecompressionBombError),
+)
 
 # Settings of layers that only training needs: initializers, regularizers, ...
 TRAINING = re.compile(
@@ -176,7 +180,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to L (gray) or RGB, 8 bits a channel.
 
     Transparent pixels become white. Values of 16 bits, or of fewer that are stored in
-    16, are scaled to 8.
+    16, are scaled to 8. A dim image is brightened.
 
     Raises:
         ValueError: for pixels of no defined range: floats, integers beyond 16 bits.
@@ -193,7 +197,14 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image if image.mode == "L" else image.convert("RGB")
+    image = image if image.mode == "L" else image.convert("RGB")
+    brightest = np.max(image.getextrema())
+    if (
+        NEARLY_BLACK <= brightest < DIM
+    ):  # as Pillow reads 12-bit values in 16-bit colors
+        levels = [min(255, 255 * value // brightest) for value in range(256)]
+        image = image.point(levels * len(image.getbands()))
+    return image
 
 
 def decode(image: Image.Image) -> Image.Image:
@@ -277,9 +288,10 @@ def to_input(pixels: np.ndarray) -> np.ndarray:
 
 
 def is_blank(image: Image.Image) -> bool:
-    """Tell whether an image shows nothing: it is tiny, or all its pixels are equal."""
+    """Tell whether an image shows nothing: it is tiny, nearly black, or of one gray."""
     darkest, brightest = image.convert("L").getextrema()
-    return min(image.size) < MIN_SIDE or darkest == brightest
+    is_dark = brightest < NEARLY_BLACK
+    return is_dark or darkest == brightest or min(image.size) < MIN_SIDE
 
 
 def read_pixels(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:

@@ -74,6 +74,8 @@ KINDS = {  # of files: ending, image, options of save, and the pixels that are e
     "1 bit": ("png", Image.fromarray(GRAY > 127), {}, 255 * (GRAY > 127)),
     **{f"16 bits {end}": (end, WIDE, {}, GRAY) for end in ("png", "tif", "pgm")},
     **{f"16 bits of {n}": ("png", of_bits(n), {}, GRAY) for n in (255, 4095)},
+    # as Pillow reads 12-bit values in 16-bit colors
+    "dim": ("png", Image.fromarray(GRAY // 16).convert("RGB"), {}, GRAY // 16 * 17),
     **{mode: ("png", see_through().convert(mode), {}, PART) for mode in ("LA", "RGBA")},
     **{
         f"{image.mode}, one value transparent": (
@@ -154,6 +156,9 @@ def test_what_shows_nothing_is_refused(tmp_path: Path, size: tuple[int, int]) ->
     path = write(tmp_path / "face.png", Image.new("L", size, 77))
     with pytest.raises(OSError, match=f"{path}: shows nothing: .*below 12 pixels"):
         utils.read_pixels(path)
+    path = write(path, Image.fromarray(GRAY // 36))
+    with pytest.raises(OSError, match="shows nothing: nearly black"):
+        utils.read_pixels(path)
     blank = {"save_all": True, "append_images": [Image.new("L", (48, 48), 255)]}
     path = write(tmp_path / "face.gif", BLACK, **blank)
     with pytest.raises(OSError, match="shows nothing"):
@@ -191,8 +196,8 @@ def test_broken_files_are_reported_by_name(tmp_path: Path) -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (jpeg[: len(jpeg) // 2], "truncated"),
         (png[: len(png) // 2], "truncated"),
-        (png[:16], ""),
-        (avif[:700], ""),
+        (png[:16], "truncated"),
+        (avif[:700], "not an image"),
         (declare(png, 20_000, 13_000), too_large),
         (declare(png, 30_000, 30_000), too_large),
     ):
