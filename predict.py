@@ -33,6 +33,7 @@ import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,6 +63,8 @@ TURNS = {  # degrees, tried in this order
 }
 AHEAD = 2 * utils.CHUNK  # files that are read while others are classified
 LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels of the longer side, and of the height
+ROW = 18  # pixels of height for each face in a plot
+FONT_SIZE = 8  # points, in the smallest plots
 DPI = 128  # a power of 2, so that pixels / DPI is exact
 SQUARE = 1 / 4  # side of the gray square of the heat map, in widths of a face
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # endings of files that are drawn
@@ -167,7 +170,7 @@ def is_target(path: str, targets: Sequence[Path]) -> bool:
 
 def spell(path: Path) -> str:
     """Return a path in the one spelling by which paths are compared."""
-    return os.path.realpath(path).casefold()
+    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
 
 
 def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
@@ -184,11 +187,12 @@ def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
     names = set(map(spell, files))
     if len(names) < len(files):
         raise UsageError(f"{files[-1]}: is named for two results; name another file")
-    if output and is_picture(output):
-        raise UsageError(f"{output}: is a picture; name another file to write")
+    for path in files:
+        if is_picture(path) and (path == output or not is_drawn(path)):
+            raise UsageError(f"{path}: is a picture; name another file to write")
     drawn = [path for path in files if path != output]
     if drawn and len(inputs) != 1 and not args.evaluate:
-        raise UserError(f"{drawn[0]}: one file for several images; name a folder")
+        raise UsageError(f"{drawn[0]}: one file for several images; name a folder")
     return names
 
 
@@ -217,8 +221,8 @@ def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
 def read_list(content: bytes) -> list[str]:
     """Split a list of paths, one per line, as the tools of any system write it.
 
-    UTF-16, byte order marks, carriage returns and quotes are understood. A line that is
-    an existing path stays as it is.
+    UTF-16, byte order marks, carriage returns, quotes and blanks at the end are
+    understood. A line that is an existing path stays as it is.
     """
     try:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -226,12 +230,13 @@ def read_list(content: bytes) -> list[str]:
         else:
             text = content.decode("utf-8-sig")
     except UnicodeDecodeError:  # an encoding of Windows
+        content = content.removeprefix(codecs.BOM_UTF8)
         text = content.decode(locale.getencoding(), "surrogateescape")
     lines = []
     for line in filter(str.strip, text.split("\n")):
-        plain = line.rstrip("\r")
-        quoted = plain[:1] == plain[-1:] and plain[0] in "'\""
-        spellings = [line, plain, plain[1:-1] if quoted else plain]
+        plain = line.rstrip()
+        quoted = len(plain) > 2 and plain[0] == plain[-1] and plain[0] in "'\""
+        spellings = [line, line.rstrip("\r"), plain[1:-1] if quoted else plain]
         lines.append(next(filter(os.path.lexists, spellings), spellings[-1]))
     return lines
 
@@ -271,10 +276,12 @@ def find_images(
         files = [image]
         if os.path.isdir(image):
             files = [p for p in utils.list_files(Path(image)) if not is_result(p)]
-            found.update(files)
-            if not files:
+            if not files and image in images:
                 raise UserError(f"{image}: no picture in this folder")
-        paths += files
+        # A pattern may match a folder and what is in it.
+        paths += [path for path in files if path not in found]
+        if os.path.isdir(image):
+            found.update(files)
     if images and not any(os.path.lexists(p) or CAMERA.fullmatch(p) for p in paths):
         raise UserError(f"{images[0]}: {describe_missing(images[0])}")
     return paths, found
@@ -327,11 +334,15 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search for faces in an RGB image, after scaling its longer side to size pixels.
 
+    That of an image more than three times as long as high becomes larger.
+
     Returns:
         Boxes by falling score: left, top, right, bottom, in pixels of the image. And
         the scores of the upright ones, whose mouth is below the eyes.
     """
-    scale, edge = size / max(image.size), round(border * size)
+    ratio = max(image.size) / min(image.size)
+    scale = size * min(max(1, ratio / 3), 4) / max(image.size)  # panoramas: larger
+    edge = round(border * size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
     shape = [32 * math.ceil((side + 2 * edge) / 32) for side in (height, width)]
@@ -431,6 +442,8 @@ def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
         OSError: if the file cannot be read as an image.
         NoFaceError: if it shows no face.
     """
+    if not os.path.lexists(path):
+        raise OSError(f"{path}: {describe_missing(path)}")
     if is_drawn(path):
         raise OSError(f"{path}: drawn by predict.py; name the photo itself")
     image = utils.open_image(path, reduce_to=2 * SEARCH_SIZE)
@@ -699,14 +712,19 @@ def occlude(
     return heat / max(heat.max(), np.finfo(float).tiny)
 
 
-def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -> None:
-    """Draw a bar per emotion for one face, or a stacked bar per face for several."""
+def draw_probabilities(
+    axis: Any, records: list[dict[str, Any]], colors: dict[str, str], size: float
+) -> None:
+    """Draw a bar per emotion for one face, or a stacked bar per face for several.
+
+    The font has this size, in points.
+    """
     if len(records) == 1:
         probabilities = records[0]["probabilities"]
         names = [name.capitalize() for name in probabilities]
         bars = axis.barh(names, probabilities.values(), color=colors.values())
         labels = [percent(p) for p in probabilities.values()]
-        axis.bar_label(bars, labels, padding=4, fontsize=8)
+        axis.bar_label(bars, labels, padding=4, fontsize=size)
         axis.set(xlim=(0, 1.15), xticks=[])
     else:
         rows = [f"{record['face']}  {describe(record)}" for record in records]
@@ -717,10 +735,12 @@ def draw_probabilities(axis: Any, records: list[dict[str, Any]], colors: dict) -
             left += widths
         axis.set(xlim=(0, 1), xticks=[])
         place = {"loc": "upper right", "bbox_to_anchor": (1, 0)}
-        axis.legend(**place, ncols=3, frameon=False, fontsize=7, columnspacing=1)
+        axis.legend(
+            **place, ncols=3, frameon=False, fontsize=0.9 * size, columnspacing=1
+        )
     axis.invert_yaxis()
     axis.spines[:].set_visible(False)
-    axis.tick_params(length=0, labelsize=8)
+    axis.tick_params(length=0, labelsize=size)
 
 
 def plot_faces(
@@ -731,19 +751,22 @@ def plot_faces(
     """Draw an image, at most 2,000 pixels large, and the probabilities beside it."""
     from matplotlib.figure import Figure
 
-    scale = min(1, LARGEST_PLOT / max(image.size))
-    scale = max(scale, SMALLEST_PLOT / image.height)
+    lowest = max(SMALLEST_PLOT, ROW * len(faces))
+    scale = max(min(1, LARGEST_PLOT / max(image.size)), lowest / image.height)
+    scale = min(scale, LARGEST_PLOT / image.width)
     shown = image.convert("RGB").resize([max(1, round(scale * v)) for v in image.size])
-    panel = max(SMALLEST_PLOT, shown.height // 2)  # pixels beside it
-    size = (shown.width + panel) / DPI, shown.height / DPI
+    height = max(lowest, shown.height)
+    panel = max(SMALLEST_PLOT, height // 2)  # pixels beside it
+    size = (shown.width + panel) / DPI, height / DPI
     figure = Figure(figsize=size, layout="constrained")
     widths = [shown.width, panel]
     left, right = figure.subfigures(1, 2, wspace=0, width_ratios=widths)
-    axis, bars = left.add_axes((0, 0, 1, 1)), right.subplots()
+    share = shown.height / height
+    axis, bars = left.add_axes((0, 1 - share, 1, share)), right.subplots()
     if faces:
         colors = choose_colors(faces[0]["probabilities"])
         draw_faces(shown, faces, colors, scale, heats)
-        draw_probabilities(bars, faces, colors)
+        draw_probabilities(bars, faces, colors, FONT_SIZE * panel / SMALLEST_PLOT)
     else:
         bars.set_title("No face found")
         bars.axis("off")
@@ -774,10 +797,9 @@ def draw_faces(
     from matplotlib import colormaps, font_manager
 
     family = (utils.find_fonts("".join(colors)) or ["DejaVu Sans"])[-1]
-    font_file, size = font_manager.findfont(family), max(12, image.height // 32)
-    font, pen = ImageFont.truetype(font_file, size), ImageDraw.Draw(image)
-    for number, record in enumerate(faces):
-        x, y, w, h = (round(scale * record[name]) for name in BOX)
+    font_file, pen = font_manager.findfont(family), ImageDraw.Draw(image)
+    boxes = [[round(scale * record[name]) for name in BOX] for record in faces]
+    for number, (record, (x, y, w, h)) in enumerate(zip(faces, boxes, strict=True)):
         if heats:
             heat = np.uint8(255 * colormaps["inferno"](heats[number])[..., :3])
             heat = Image.fromarray(heat).resize((w, h), Image.Resampling.BILINEAR)
@@ -786,6 +808,10 @@ def draw_faces(
         color = colors[record["emotion"]]
         pen.rectangle((x, y, x + w, y + h), outline="black", width=5)
         pen.rectangle((x + 1, y + 1, x + w - 1, y + h - 1), outline=color, width=3)
+    for record, (x, y, w, _) in zip(faces, boxes, strict=True):  # above all boxes
+        lowest, highest = image.height // 100, image.height // 32
+        size = max(12, lowest, min(highest, w // 6) if len(faces) > 1 else highest)
+        font, color = ImageFont.truetype(font_file, size), colors[record["emotion"]]
         text = f"{record['face']} {describe(record)}"
         if len(faces) > 1 and pen.textlength(text, font) > 1.5 * w:
             text = str(record["face"])
@@ -850,7 +876,9 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
         results = predict_files(network, paths, read)
         for path, result in bar.track(results, len(paths), description=""):
             if isinstance(result, utils.NotAnImageError):
-                if path in found:
+                ending = Path(path).suffix.lower()
+                named = Image.registered_extensions().get(ending) in utils.FORMATS
+                if path in found and not named:  # as an image
                     ignored += 1
                     continue
                 result = OSError(f"{path}: {NO_VIDEO}")
@@ -862,7 +890,7 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
                 draw(run, path, [] if isinstance(result, OSError) else result)
     if ignored:
         tell(f"ignored, no pictures: {ignored}")
-    return failed
+    return failed or ignored == len(paths)
 
 
 @dataclasses.dataclass
@@ -1245,6 +1273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: with a message, which makes the code 1, after an expected failure.
     """
     warnings.filterwarnings("ignore", module="PIL")  # bad files are reported by name
+    # Without a console (pythonw) there are no streams.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     # File names may hold any bytes.
     utils.reconfigure(sys.stdout, errors="backslashreplace")
     args = parse_args(argv)

@@ -196,7 +196,9 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
         return {"train": data_dir}
     missing = data_dir / ("test" if train else "train")
     found = f"; found instead: {', '.join(names)}" if names else ""
-    raise UserError(f"{missing}: no such folder{found}", "" if names else GET_DATA)
+    is_own = data_dir == utils.of_project(DATA_DIR)  # which holds data/demo
+    hint = GET_DATA if is_own or not names else ""
+    raise UserError(f"{missing}: no such folder{found}", hint)
 
 
 def index_csv(
@@ -1082,7 +1084,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with claiming(args.model_path):
             run(args)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: stdout is closed, or its disk full
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt as stop:
         kept = checkpoint_path(args.model_path).exists()
@@ -1097,7 +1099,8 @@ def leave(stop: SystemExit) -> None:
         raise stop
     if isinstance(stop.code, str):
         print(stop.code, file=sys.stderr)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # closed
+        sys.stdout.flush()
     os._exit(1 if isinstance(stop.code, str) else stop.code or 0)
 
 

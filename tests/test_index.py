@@ -107,11 +107,16 @@ def test_a_class_without_images_is_named(tree: Path, content: bytes | None) -> N
         utils.index_folder(tree / "train", CLASSES)
 
 
-def test_without_data_the_message_says_how_to_get_some(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        train.index_data(train.parse_args(["--data-dir", str(tmp_path)]))
-    for word in ("kagglehub", "kaggle datasets download", "data/demo"):
-        assert word in str(error.value)
+def test_without_data_the_message_says_how_to_get_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    for words in (["--data-dir", str(tmp_path / "data" / "demo")], []):
+        with pytest.raises(UserError) as error:
+            train.index_data(train.parse_args(words))
+        for word in ("kagglehub", "kaggle datasets download", "data/demo"):
+            assert word in str(error.value)
 
 
 def test_validation_shares_no_pixels_with_training(tmp_path: Path) -> None:

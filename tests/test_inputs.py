@@ -43,14 +43,15 @@ def test_lists_as_any_system_writes_them(
     monkeypatch.chdir(tmp_path)
     for name in names:
         Path(name).touch()
-    lines = ["'a b.png'", '"\u9854.png"', names[2], "", f'"{names[3]}"', '"none.png"']
+    lines = ["'a b.png'", '"\u9854.png" ', names[2], "", f'"{names[3]}"', '"none.png"']
     content = mark + end.join(lines).encode(encoding)
     assert predict.read_list(content) == [*names, "none.png"]
 
 
 def test_lists_in_an_encoding_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locale, "getencoding", lambda: "cp1252")
-    assert predict.read_list(b"caf\xe9.png\r\n\x81.png") == ["café.png", "\udc81.png"]
+    content = codecs.BOM_UTF8 + b"caf\xe9.png\r\n\x81.png"
+    assert predict.read_list(content) == ["café.png", "\udc81.png"]
 
 
 def give_list(monkeypatch: pytest.MonkeyPatch, lines: list[object]) -> None:
@@ -69,10 +70,13 @@ def test_a_list_on_stdin_in_its_order(
     paths.insert(70, tmp_path / "missing.png")
     give_list(monkeypatch, paths)
     code, out, err = ask("--image", "-", "--format", "json")
-    assert (code, err) == (1, f"predict.py: error: {paths[70]}: no such file\n")
+    assert (code, err) == (
+        1,
+        f"predict.py: error: {paths[70]}: no such file or folder\n",
+    )
     records = [json.loads(line) for line in out.splitlines()]
     assert [record["path"] for record in records] == list(map(str, paths))
-    assert records.pop(70)["message"] == "no such file"
+    assert records.pop(70)["message"] == "no such file or folder"
     values = utils.load_model(ROOT / MODEL).predict(utils.to_input(np.stack(faces)))
     got = [record["confidence"] for record in records]
     np.testing.assert_allclose(got, values.max(axis=1), atol=1e-4)
@@ -90,6 +94,7 @@ def test_patterns_that_the_shell_did_not_expand(
         "?.png": ["a.png", "b.png"],
         "**/*.png": ["a.png", "a[1].png", "b.png", deep],
         "de*": [deep],
+        "**": ["a.png", "a[1].png", "b.png", "d.jpg", deep],
         "a[1].png": ["a[1].png"],  # a file of that name
     }.items():
         assert predict.find_images([pattern])[0] == expected
@@ -105,7 +110,10 @@ def test_patterns_that_the_shell_did_not_expand(
     ],
 )
 def test_names_without_a_file(image: str, reason: str, ask: Ask) -> None:
-    assert ask("--image", image)[0] == f"predict.py: error: {image}: {reason}"
+    line = f"predict.py: error: {image}: {reason}"
+    assert ask("--image", image)[0] == line
+    code, _, err = ask("--image", CROP, image)
+    assert (code, err) == (1, f"{line}\n")
 
 
 def test_other_files_of_a_folder_are_ignored(tmp_path: Path, ask: Ask) -> None:
@@ -118,7 +126,12 @@ def test_other_files_of_a_folder_are_ignored(tmp_path: Path, ask: Ask) -> None:
     assert (code, err) == (0, "predict.py: ignored, no pictures: 2\n")
     assert out.count("\n") == 1 and out.startswith(f"{crop}: ")
     code, _, err = ask("--image", crop, notes)
-    assert (code, err) == (1, f"predict.py: error: {notes}: {predict.NO_VIDEO}\n")
+    line = f"predict.py: error: {{}}: {predict.NO_VIDEO}\n"
+    assert (code, err) == (1, line.format(notes))
+    Path(crop).unlink()
+    assert ask("--image", tmp_path) == (1, "", "predict.py: ignored, no pictures: 2\n")
+    broken = notes.rename(tmp_path / "notes.jpg")  # whose name says that it is one
+    assert ask("--image", tmp_path)[2].startswith(line.format(broken))
 
 
 # Strange names, as text shows them, which CSV does, too. The last are of 255 bytes.
@@ -153,8 +166,8 @@ def test_strange_names_in_text(ask: Ask) -> None:
     names = [line.rpartition(": ")[0] for line in out.split("\n")]
     assert names == [*STRANGE.values(), ""]
     assert err == (
-        r"predict.py: error: no\ntwo\nlines.png: no such file" + "\n"
-        r"predict.py: error: no\n\x1b[2J: no such file" + "\n"
+        r"predict.py: error: no\ntwo\nlines.png: no such file or folder" + "\n"
+        r"predict.py: error: no\n\x1b[2J: no such file or folder" + "\n"
     )
     line = r"predict.py: error: no\ntwo\nlines.png: no such file or folder"
     assert ask("--image", "no\ntwo\nlines.png")[0] == line
@@ -304,6 +317,18 @@ def test_output_replaces_no_picture_and_nothing_listed(
         line = f"{line}; name another file to write"
         assert ask("--image", "-", "--output", output) == refused(line)
     assert contents(album) == before
+
+
+@pytest.mark.parametrize("option", ["--plot", "--explain"])
+def test_a_picture_is_replaced_only_if_it_was_drawn(
+    album: Path, option: str, ask: Ask
+) -> None:
+    before = contents(album)
+    words = ["--image", CROP, option]
+    line = "mia.png: is a picture; name another file to write"
+    assert ask(*words, "mia.png") == refused(line)
+    assert contents(album) == before
+    assert ask(*words, "new.png")[0] == ask(*words, "new.png")[0] == 0
 
 
 def test_no_file_is_written_twice(

@@ -54,9 +54,9 @@ def test_predict(
     assert start(predict.main, *words, "--plot", tmp_path / "a.png") == 0
     assert json.loads(out.getvalue())["path"] == str(CROP)
     assert start(predict.main, *words, "missing.png") == 1
-    missing = "predict.py: error: missing.png: no such file"
+    missing = "predict.py: error: missing.png: no such file or folder"
     assert err.getvalue() == f"{missing}\n"
-    with pytest.raises(SystemExit, match=f"^{missing} or folder$"):
+    with pytest.raises(SystemExit, match=f"^{missing}$"):
         start(predict.main, "--image", "missing.png")
     with pytest.raises(SystemExit, match=r"^2$"):
         start(predict.main, "--image", CROP, "--output", CROP)
@@ -130,12 +130,17 @@ def test_a_shell_goes_on_after_a_script() -> None:
 
 
 @UNIX
-@pytest.mark.parametrize("redirect", ["2>&-", "<&- >/dev/null 2>&-"])
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", "<&- >/dev/null 2>&-"])
 def test_without_streams(tree: Path, tmp_path: Path, redirect: str) -> None:
     output, path = tmp_path / "a.txt", tmp_path / "m.h5"
     words = f"predict.py --image {CROP} --output {output} --plot {tmp_path}/a.png"
     assert python(words, redirect=redirect) == "0\n"
     assert output.read_text().count("%") == 7
+    if redirect == "2>&-":  # messages do not go among the results
+        words = f"predict.py --image missing.png {CROP} --format json"
+        *records, code = python(words, redirect=redirect).splitlines()
+        assert [json.loads(record)["face"] for record in records] == [None, 1]
+        assert code == "1"
     if ">/" not in redirect:  # a training takes its time
         return
     words = f"train.py --data-dir {tree} --model-path {path} {shlex.join(SMALL)}"

@@ -1,7 +1,6 @@
 """Results for pictures: text, CSV, JSON, drawings; in order, and whole."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -171,7 +170,8 @@ def test_pictures(
     }
     assert ask("--image", mixed[1], option, one)[0] == 0
     assert one.read_bytes() == (folder / f"photo-{kind}.png").read_bytes()
-    assert "name a folder" in ask("--image", *mixed, option, one)[0]
+    code, _, err = ask("--image", *mixed, option, one)
+    assert code == 2 and "name a folder" in err
 
 
 def test_a_plot_has_the_picture_s_resolution(
@@ -188,15 +188,17 @@ def test_a_plot_has_the_picture_s_resolution(
     search.boxes = [(50 * n, 40 * n, 80, 80) for n in range(50)]
     assert ask("--image", photo, "--plot", plot)[0] == 0
     assert Image.open(plot).size == (2000 + 833, 1667)
+    for size, faces, expected in (  # a row has 18 pixels, a picture at most 2,000
+        ((1000, 500), 50, (1800 + 480, 900)),
+        ((4000, 100), 2, (2000 + 480, 480)),
+    ):
+        noise(photo, *size)
+        search.boxes = [(20 * n, 10, 80, 80) for n in range(faces)]
+        assert ask("--image", photo, "--plot", plot)[0] == 0
+        assert Image.open(plot).size == expected
 
 
-def test_names_are_cut_between_characters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def decode(name: bytes) -> str:
-        return name.decode()  # as Windows does: without surrogates for broken bytes
-
-    monkeypatch.setattr(os, "fsdecode", decode)
+def test_names_are_cut_between_characters(tmp_path: Path) -> None:
     path = "x" + 90 * "\u9854" + ".png"
     (picture,) = {
         predict.name_picture(tmp_path, name, "heat", set())

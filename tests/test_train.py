@@ -1,5 +1,6 @@
 """python train.py with what users bring: other folders, faults, wrong usage."""
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -96,6 +97,13 @@ def test_wrong_usage_exits_with_2(options: str, capsys: pytest.CaptureFixture) -
         train.main(options.split(" "))
     assert stop.value.code == 2
     assert options.split()[0] in capsys.readouterr().err
+
+
+def test_a_closed_stdout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    error = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    monkeypatch.setattr(train, "index_data", Mock(side_effect=error))
+    with pytest.raises(SystemExit, match=r"^train.py: error: .*Broken pipe$"):
+        train.main(["--model-path", str(tmp_path / "m.h5")])
 
 
 def test_expected_failures_exit_with_1(tree: Path, run: Callable) -> None:

@@ -254,8 +254,8 @@ def test_usage(clip: Path, tmp_path: Path, ask: Ask) -> None:
         error = f"predict.py: error: {line}\n"
         assert ask("--image", image, option, target) == (2, "", error)
     assert clip.read_bytes() == before
-    line = f"predict.py: error: {copy}: one file for several images; name a folder"
-    assert ask("--image", clip, clip, "--plot", copy)[0] == line
+    line = f"predict.py: error: {copy}: one file for several images; name a folder\n"
+    assert ask("--image", clip, clip, "--plot", copy) == (2, "", line)
 
 
 @pytest.fixture
