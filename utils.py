@@ -333,9 +333,13 @@ class Split(NamedTuple):
         """Class indices, of shape (n,)."""
         return self.table.emotion.cat.codes.to_numpy()
 
+    def take(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Return the pixels of rows of the table, uint8 (n, 48, 48)."""
+        return self.pixels[self.table.index.to_numpy()[rows]]
+
     def faces(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Return rows of the table as network input, float32 (n, 48, 48, 1)."""
-        return to_input(self.pixels[self.table.index.to_numpy()[rows]])
+        return to_input(self.take(rows))
 
     def select(self, mask: pd.Series) -> Split:
         """Return the images for which a mask, one boolean per row, is true."""
