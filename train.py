@@ -86,8 +86,16 @@ Splits = dict[str, Split]  # train, test, and validation if one is held out
 
 DATA_DIR = Path("data")
 TEST_NAMES = ["test", "validation", "valid", "val"]  # folders; the first found is used
-HELD_OUT = 0.2  # fraction of the images, if there is no folder of test images
-FER2013 = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]  # 0 to 6
+TEST_FRACTION = 0.2  # fraction of the images, if there is no folder of test images
+FER2013_CLASSES = [
+    "angry",
+    "disgust",
+    "fear",
+    "happy",
+    "sad",
+    "surprise",
+    "neutral",
+]  # 0 to 6
 
 # The recipe.
 CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
@@ -118,7 +126,7 @@ OUTPUT_LAYER = "probabilities"  # name by which Muon recognizes it
 PRECISIONS = ["auto", "float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
 
-GET_DATA = """. Get FER2013 with one of
+GET_DATA = """Get FER2013 with one of
   pip install kaggle && kaggle datasets download msambare/fer2013 --path data --unzip
   pip install kagglehub && python -c "import kagglehub; \
 kagglehub.dataset_download('msambare/fer2013', output_dir='data')"
@@ -159,10 +167,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.dense_units, *args.filters) < 1:
         parser.error("--epochs, --batch-size, --filters, --dense-units: 1 or more")
-    if not (0 < args.learning_rate <= 1000 and 0 <= args.validation_split <= 0.9):
-        parser.error("--learning-rate or --validation-split is out of range")
+    if not 0 < args.learning_rate <= 1000:
+        parser.error("--learning-rate must be above 0, up to 1000")
+    if not 0 <= args.validation_split <= 0.9:
+        parser.error("--validation-split must be 0 to 0.9")
     if not 0 <= args.seed < 2**32:
-        parser.error("--seed is out of range")
+        parser.error(f"--seed must be 0 to {2**32 - 1}")
+    if args.fine_tune and (args.filters, args.dense_units) != (FILTERS, DENSE_UNITS):
+        parser.error("--fine-tune: --filters and --dense-units are those of its model")
     if IMAGE_SIZE >> len(args.filters) < 1:
         parser.error(f"--filters: {len(args.filters)} blocks are too many")
     if not utils.are_class_names(args.classes):
@@ -191,13 +203,13 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
         above = data_dir.absolute().parent
         if data_dir.name in ("train", *TEST_NAMES) and (above / "train").is_dir():
             raise UserError(f"{data_dir}: holds one split; name the folder above")
-        share = f"{HELD_OUT:.0%} of the images are held out to test"
+        share = f"{TEST_FRACTION:.0%} of the images are held out to test"
         print(f"no train/ and test/ in {printable(data_dir)}: {share}")
         return {"train": data_dir}
     missing = data_dir / ("test" if train else "train")
     found = f"; found instead: {', '.join(names)}" if names else ""
     is_own = data_dir == utils.of_project(DATA_DIR)  # which holds data/demo
-    hint = GET_DATA if is_own or not names else ""
+    hint = f". {GET_DATA}" if is_own or not names else ""
     raise UserError(f"{missing}: no such folder{found}", hint)
 
 
@@ -226,7 +238,9 @@ def index_csv(
         rows = rows.rename(columns=str.strip)[["emotion", "pixels", "Usage"]]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a table like fer2013.csv: {error}") from error
-    names = rows.emotion.str.strip().map(dict(zip("0123456", FER2013, strict=True)))
+    names = rows.emotion.str.strip().map(
+        dict(zip("0123456", FER2013_CLASSES, strict=True))
+    )
     rows["emotion"] = pd.Categorical(names, class_names)
     rows["path"] = [f"{path}, line {row + 2}" for row in rows.index]
     rows = rows.dropna(subset="emotion").sort_values("emotion", kind="stable")
@@ -264,7 +278,9 @@ def index_data(args: argparse.Namespace) -> Splits:
             names = printable(", ".join(sorted(ignored)))
             print(f"ignored, not among the classes: {names}")
     if "test" not in splits:
-        splits["train"], splits["test"] = split_validation(splits["train"], HELD_OUT)
+        splits["train"], splits["test"] = split_validation(
+            splits["train"], TEST_FRACTION
+        )
     train, test = splits["train"], splits["test"]
     test.table["in_train"] = test.table.digest.isin(train.table.digest)
     if args.validation_split:
@@ -316,7 +332,7 @@ def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
             if count < 3:
                 print(f"very few images of {printable(emotion)} in {name}: {count}")
     if tables["test"].in_train.all():
-        print("no test image is new: all stand in train, too")
+        print("every test image is also in train")
 
 
 class FaceGenerator(ImageDataGenerator):
@@ -615,7 +631,9 @@ def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Mo
     norm = functools.partial(FusedBatchNormalization, momentum=BATCH_MOMENTUM)
     keras.config.set_dtype_policy(args.precision)
     try:
-        model = build_model(*network_shape(args), dropout, norm)
+        model = build_model(
+            *network_shape(args), dropout=dropout, batch_normalization=norm
+        )
     finally:
         keras.config.set_dtype_policy("float32")
     if args.fine_tune:
@@ -635,7 +653,9 @@ def read_widths(args: argparse.Namespace) -> None:
     """Take --filters and --dense-units from the model file to fine-tune."""
     weights = utils.load_model(Path(args.fine_tune)).weights
     kernels = [array.shape for array in weights if array.ndim > 1]
-    args.filters = [shape[-1] for shape in kernels if len(shape) == 4][1::2] or FILTERS
+    convolutions = [shape for shape in kernels if len(shape) == 4]
+    # The first is half as wide as the first block, which has two, as each block has.
+    args.filters = [shape[-1] for shape in convolutions[1::2]] or FILTERS
     args.dense_units = kernels[-2:][0][-1]
 
 
@@ -652,7 +672,7 @@ def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
         model.set_weights(weights)
     except ValueError as error:
         raise UserError(
-            f"{args.fine_tune}: holds another network than build_model makes"
+            f"{args.fine_tune}: its layers differ from build_model's"
         ) from error
 
 
@@ -687,7 +707,7 @@ class Checkpoint(keras.callbacks.Callback):
         ]
         if different:
             raise UserError(
-                f"{self.path}: begun with {'; '.join(different)}. "
+                f"{self.path}: the unfinished training has {'; '.join(different)}. "
                 "Use the same settings, or discard it with --restart"
             )
 
@@ -705,7 +725,7 @@ class Checkpoint(keras.callbacks.Callback):
                 variable.assign(value)
         except ValueError as error:
             raise UserError(
-                f"{self.path}: begun with another network. Discard it with --restart"
+                f"{self.path}: belongs to another network. Discard it with --restart"
             ) from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
@@ -765,7 +785,7 @@ def fit(
     model = make_model(args, steps, dropout)
     if not args.resume:
         path.unlink(missing_ok=True)
-    model.summary()
+    plain_model.summary()
     gpus = len(tf.config.list_physical_devices("GPU"))
     print(
         f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
@@ -779,7 +799,7 @@ def fit(
             validation_data=validation_iterator,
             callbacks=[
                 train_iterator.follow_epochs(),
-                keras.callbacks.TerminateOnNaN(),
+                keras.callbacks.TerminateOnNaN(),  # in mid-epoch; checkpoint says why
                 checkpoint,
             ],
             shuffle=False,  # the iterator shuffles; Keras would do so again
@@ -811,7 +831,7 @@ def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
     Kernels are rounded to float16, which halves the file. Keras loads them as float32,
     and ignores the root attributes in which about is stored.
     """
-    # HDF5 fails badly on a full disk: find out first whether everything fits.
+    # HDF5 does not end well on a full disk: find out first whether everything fits.
     path.write_bytes(os.urandom(4 * model.count_params() + utils.MAX_ATTRIBUTE))
     logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
     model.save(path, include_optimizer=False)
@@ -846,7 +866,7 @@ def describe_run(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
     }
 
 
-def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Scale probabilities, shape (n, num_classes), by a temperature (Guo et al. 2017).
 
     Above 1 they become less confident, below 1 more. Their order stays.
@@ -865,7 +885,11 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     truth = np.eye(probabilities.shape[1])[labels]
 
     def brier_score(temperature: float) -> float:
-        return ((temper(probabilities, temperature) - truth) ** 2).sum(axis=1).mean()
+        return (
+            ((apply_temperature(probabilities, temperature) - truth) ** 2)
+            .sum(axis=1)
+            .mean()
+        )
 
     return float(minimize_scalar(brier_score, bounds=(0.1, 10), method="bounded").x)
 
@@ -892,8 +916,8 @@ def write_results(
     The model file that it replaces becomes <name>.previous.h5.
 
     Returns:
-        What metrics.json holds and the model file tells of itself: describe_run, the
-        temperature, utils.evaluate. And the names of the files.
+        The metrics, as in metrics.json and the model file: describe_run, the
+        temperature, utils.evaluate. And the names of the written files.
     """
     folder, about = args.model_path.parent, describe_run(args, splits)
     with utils.atomic_write(args.model_path) as new_model:
@@ -1001,7 +1025,7 @@ def plot_example_images(train: Split, class_names: Sequence[str], seed: int) -> 
 
 
 @contextlib.contextmanager
-def claiming(model_path: Path) -> Generator[None, None, None]:
+def lock_model(model_path: Path) -> Generator[None, None, None]:
     """Lock a model path, and the files beside it, for this process.
 
     The lock ends with the block, or with the process, however that ends.
@@ -1085,13 +1109,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     utils.reconfigure(sys.stdout, errors="backslashreplace", line_buffering=True)
     args = parse_args(argv)
     try:
-        with claiming(args.model_path):
+        with lock_model(args.model_path):
             run(args)
     except (UserError, OSError) as error:  # OSError: stdout is closed, or its disk full
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt as stop:
         kept = checkpoint_path(args.model_path).exists()
-        what = "--resume goes on" if kept else "no epoch was complete"
+        what = (
+            "run again with --resume to continue" if kept else "no epoch was complete"
+        )
         print(f"train.py: stopped; {what}", file=sys.stderr)
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 

@@ -44,7 +44,7 @@ MODEL_PATH = Path("models", "face_classification_model.h5")  # below ROOT
 ROOT = Path(__file__).resolve().parent
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))  # threads that read images
-LARGE = 2**24  # pixels of an image
+LARGE_IMAGE = 2**24  # pixels of an image
 MAX_FRAMES = 20  # of an animation, searched for one that shows something
 MIN_SIDE = 12  # pixels a side of an image of a face, at least
 Image.MAX_IMAGE_PIXELS = 250_000_000  # for phones' photos; Pillow's limit is 89 million
@@ -68,7 +68,7 @@ DECODER_ERRORS = (
 )
 
 # Settings of layers that only training needs: initializers, regularizers, ...
-TRAINING = re.compile(
+TRAINING_SETTINGS = re.compile(
     "name|trainable|momentum|renorm_momentum|seed|batch_input_shape"
     "|.*_(initializer|regularizer|constraint)"
 )
@@ -153,6 +153,15 @@ def import_openvino() -> Any:
     return openvino
 
 
+def compile_network(model: Any) -> Any:
+    """Compile an OpenVINO model for the processor, in float32.
+
+    A lower precision would be faster on some machines, and change answers.
+    """
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    return import_openvino().compile_model(model, "CPU", options)
+
+
 def list_files(folder: Path) -> Iterator[str]:
     """Yield the path of every file below a folder, in a fixed order.
 
@@ -219,7 +228,7 @@ def decode(image: Image.Image) -> Image.Image:
     return to_8_bits(image)
 
 
-large_images = threading.Lock()  # decoded one at a time, to save memory
+large_image_lock = threading.Lock()  # decoded one at a time, to save memory
 
 
 def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
@@ -249,7 +258,7 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
             if reduce_to:
                 image.draft(None, (reduce_to, reduce_to))
             reduced = width / image.width
-            with large_images if pixels > LARGE else contextlib.nullcontext():
+            with large_image_lock if pixels > LARGE_IMAGE else contextlib.nullcontext():
                 result = decode(image)
             result.info["reduced"] = reduced  # last, as other steps drop it
             return result
@@ -410,15 +419,15 @@ def index_images(
                 file.write(pixels)
                 shape = pixels.shape
             file.flush()
-            pixels = None
+            array = None
             if count := len(items) - len(unreadable):  # an empty map is an error
                 # The map keeps the file when it is closed.
-                pixels = np.memmap(file, np.uint8, "r", shape=(count, *shape))
+                array = np.memmap(file, np.uint8, "r", shape=(count, *shape))
     except OSError as error:
         place = scratch or tempfile.gettempdir()
         raise UserError(f"{place}: cannot write there: {error.strerror}") from error
     table = table.assign(digest=digests).drop(index=list(unreadable))
-    return Split(table.reset_index(drop=True), pixels), list(unreadable.values())
+    return Split(table.reset_index(drop=True), array), list(unreadable.values())
 
 
 def index_folder(
@@ -469,7 +478,7 @@ def check_heaps(content: bytes) -> None:
         while place + 16 <= min(end, len(content)):
             number, size = struct.unpack_from("<H6xQ", content, place)
             if (number == 0 and size < 16) or next(steps) > 10**6:
-                raise ValueError("a heap in it has no end")
+                raise ValueError("HDF5 would never finish reading it")
             place += size if number == 0 else 16 + (size + 7) // 8 * 8
 
 
@@ -507,7 +516,7 @@ def find_array(file: h5py.File, path: str) -> h5py.Dataset | None:
     return item
 
 
-def stands_in_file(array: h5py.Dataset) -> bool:
+def is_stored_whole(array: h5py.Dataset) -> bool:
     """Tell whether the file itself holds all of an array, plain or compressed."""
     if array.external or array.is_virtual:
         return False
@@ -562,9 +571,9 @@ def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
         elif name == "groups":  # of depthwise convolutions in Keras 2
             expected = value == 1
         else:
-            expected = value in (None, False) or TRAINING.fullmatch(name)
+            expected = value in (None, False) or TRAINING_SETTINGS.fullmatch(name)
         if not expected:
-            raise ValueError(f"{name} of its layer {kind} is {value}")
+            raise ValueError(f"{name} of its layer {kind} is {value}, see utils.LAYERS")
     return SimpleNamespace(**UNSET | {name: config.get(name) for name in names})
 
 
@@ -572,7 +581,9 @@ def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
     """Return the names of a layer's input layers; by default the one before it."""
     if "inbound_nodes" not in layer:
         return [before]
-    [node] = layer["inbound_nodes"]  # ValueError if the layer is used more than once
+    if len(layer["inbound_nodes"]) != 1:
+        raise ValueError(f"its layer {layer['config']['name']} is used more than once")
+    [node] = layer["inbound_nodes"]
     if isinstance(node, list):  # Keras 2
         return [tensor[0] for tensor in node]
     [tensors] = node["args"]
@@ -620,7 +631,7 @@ def describe_network(
         if class_names:
             raise UserError(f"{file.filename}: names its classes; omit --classes")
         if rescale != RESCALE:
-            raise ValueError("it was trained on other pixels than gray in [0, 1]")
+            raise ValueError(f"its rescale is {rescale}, not 1 / 255")
         if not are_class_names(own):
             raise ValueError(f"its class names are {own}")
         return own, False, ""
@@ -659,7 +670,7 @@ def pair(value: Any) -> list[int]:
 class Graph:
     """An OpenVINO graph that grows layer by layer, with the weights of a model file.
 
-    Images are NCHW, which is 1.4 times as fast as Keras' NHWC.
+    Images are NCHW, which is faster than Keras' NHWC.
     """
 
     def __init__(self, file: h5py.File, network: str) -> None:
@@ -692,7 +703,7 @@ class Graph:
         self.space -= array.nbytes
         if self.space < 0:
             raise ValueError("its network has more weights than a file may hold")
-        if not stands_in_file(array):
+        if not is_stored_whole(array):
             raise ValueError(f"its {path} is not stored whole in the file")
         values = array[...].astype(np.float32)
         if not np.isfinite(values).all():
@@ -979,19 +990,14 @@ def make_views(faces: np.ndarray) -> list[np.ndarray]:
 
 
 class Network:
-    """A trained network: class names, weights, and predictions.
-
-    OpenVINO computes in float32, even where a lower precision would be faster.
-    """
+    """A trained network: class names, weights, and predictions."""
 
     def __init__(self, graph: Graph, class_names: list[str], assumed: str) -> None:
         self.class_names, self.weights = class_names, graph.weights
         self.size = shape_of(graph.faces)[0]  # pixels a side of a face
         self.assumed = assumed  # what the file does not say
-        openvino = import_openvino()
-        model = openvino.Model([graph.output], [graph.faces])
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self.compiled = openvino.compile_model(model, "CPU", options)
+        model = import_openvino().Model([graph.output], [graph.faces])
+        self.compiled = compile_network(model)
         self.lock = threading.Lock()  # a compiled model answers one thread at a time
 
     def predict(self, faces: np.ndarray, tta: bool = True) -> np.ndarray:
@@ -1137,12 +1143,13 @@ def percent(fraction: float) -> str:
 
 
 def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str:
-    """Format what evaluate returned, beside always naming the most frequent class."""
+    """Format what evaluate returned, and the accuracy of always the same answer."""
     import pandas as pd
     from sklearn.metrics import classification_report
 
     test = metrics["test"]
     confusion, names = np.array(test["confusion_matrix"]), list(class_names)
+    # Two rows again, true and predicted, with one column per image.
     each = np.repeat(np.indices(confusion.shape).reshape(2, -1), confusion.ravel(), 1)
     options = {"labels": range(len(names)), "target_names": names, "zero_division": 0}
     lines = [
@@ -1158,7 +1165,8 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str
     most = int(confusion.sum(axis=1).argmax())
     for name, place in {"test": "all", "leak_free": "not also in train"}.items():
         part = metrics.get(name, {"images": 0})
-        if not (count := part["images"]):
+        count = part["images"]
+        if not count or (name != "test" and count == test["images"]):
             continue
         spread = 1.96 * (part["accuracy"] * (1 - part["accuracy"]) / count) ** 0.5
         guess = sum(part["confusion_matrix"][most]) / count

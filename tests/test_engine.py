@@ -33,7 +33,7 @@ def assert_same(model: keras.Model, path: Path) -> None:
     faces = RANDOM.random((5, 48, 48, 1), np.float32)
     loaded = keras.saving.load_model(path, compile=False)
     expected = loaded.predict_on_batch(faces)
-    assert expected.std(axis=0).max() > 1e-4  # faces are told apart at all
+    assert expected.std(axis=0).max() > 1e-4  # faces differ in their answers
     np.testing.assert_allclose(network.predict(faces, tta=False), expected, atol=1e-5)
     assert_same_arrays(network.weights, loaded.get_weights())
 

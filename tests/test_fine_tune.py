@@ -92,7 +92,7 @@ def test_a_network_of_another_kind(folder: Path) -> None:
         [keras.Input((48, 48, 1)), layers.Flatten(), layers.Dense(3, "softmax")]
     )
     save_model(model, folder / "dense.h5")
-    with pytest.raises(SystemExit, match=r"dense\.h5: holds another network than"):
+    with pytest.raises(SystemExit, match=r"dense\.h5: its layers differ"):
         main(folder, "none.h5", "--fine-tune", str(folder / "dense.h5"))
 
 

@@ -101,7 +101,7 @@ def test_small_classes_and_known_images_are_named(
     index(tree)
     assert capsys.readouterr().out.endswith(
         "very few images of sad in train: 2\nvery few images of sad in test: 2\n"
-        "no test image is new: all stand in train, too\n"
+        "every test image is also in train\n"
     )
 
 
@@ -115,7 +115,7 @@ def test_fer2013_csv(
     for number, (usage, emotion) in enumerate(itertools.product(usages, range(7))):
         pixels = random_pixels(number)
         lines.append(f"{emotion},{' '.join(map(str, pixels.ravel()))},{usage}")
-        folder = tmp_path / "folders" / parts[usage] / train.FER2013[emotion]
+        folder = tmp_path / "folders" / parts[usage] / train.FER2013_CLASSES[emotion]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{number:02}.png")
     path.write_text("\n".join(lines))
@@ -152,8 +152,8 @@ def test_evaluate_without_a_class(mine: Path, ask: Ask) -> None:
     code, out, err = ask("--evaluate", mine)
     assert code == 0 and "(50 images, all;" in out
     assert err == (
-        "predict.py: no folder of the model's: neutral\n"
-        "predict.py: no class of the model's: contempt\n"
+        "predict.py: no folder for the classes: neutral\n"
+        "predict.py: ignored, not among the classes: contempt\n"
     )
     rows = re.findall(r"^ *(\w+) +[\d.]+ +([\d.]+) +[\d.]+ +10$", out, re.MULTILINE)
     recalls = {name: float(recall) for name, recall in rows}

@@ -145,7 +145,7 @@ def test_foreign_models_predict_as_in_keras(name: str, tmp_path: Path) -> None:
     expected = model.predict_on_batch(faces * 255 if name == "raw" else faces)
     if name == "logits":
         expected = keras.ops.softmax(expected)
-    assert np.std(expected, axis=0).max() > 1e-4  # faces are told apart at all
+    assert np.std(expected, axis=0).max() > 1e-4  # faces differ in their answers
     np.testing.assert_allclose(network.predict(faces, False), expected, atol=1e-5)
 
 

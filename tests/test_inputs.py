@@ -340,7 +340,7 @@ def test_no_file_is_written_twice(
         ["--plot", "a.png", "--output", "a.png"],
         ["--plot", "b", "--output", "b"],
     ):
-        line = f"{words[3]}: is named for two results; name another file"
+        line = f"{words[3]}: two options name this file; name another one"
         assert ask("--image", CROP, *words) == refused(line)
     assert list(tmp_path.iterdir()) == []
     words = ["--plot", "03-heat.png", "--explain", ".", "--output", "03-heat-2.png"]

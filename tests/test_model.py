@@ -278,5 +278,5 @@ def test_a_temperature_is_folded_in(model: keras.Model, tree: Path) -> None:
     temperature = train.calibrate(model, network, split)
     assert temperature == train.fit_temperature(before, labels) > 1.1
     after = utils.predict_split(utils.load_model(save_model(model, path)), split)
-    expected = train.temper(before, temperature)
+    expected = train.apply_temperature(before, temperature)
     np.testing.assert_allclose(after, expected, rtol=0.01, atol=1e-3)

@@ -44,7 +44,7 @@ def test_records_come_one_by_one_and_in_order() -> None:
 
     results = predict.predict_files(utils.load_model(ROOT / MODEL), paths(), read)
     assert next(results) == ("0", [])  # although the second is not done
-    assert len(begun) <= predict.AHEAD
+    assert len(begun) <= predict.PREFETCH_FILES
     second.set()
     assert [path for path, _ in results] == [str(n) for n in range(1, 1000)]
 

@@ -99,7 +99,7 @@ def test_a_checkpoint_is_never_discarded_silently(
             main(stopped, *words.split())
     faces = stopped.parent / "faces" / "train"
     (faces / "sad" / "00.png").rename(faces / "angry" / "99.png")
-    with pytest.raises(SystemExit, match=r"begun with images \w+, not"):
+    with pytest.raises(SystemExit, match=r"has images \w+, not"):
         main(stopped, "--resume")
     assert checkpoint.read_bytes() == before
     assert [path.name for path in stopped.iterdir()] == [checkpoint.name]
@@ -265,7 +265,7 @@ def test_killed_before_the_checkpoint_is_deleted(
 
 def test_only_one_training_at_a_model_path(tmp_path: Path) -> None:
     path = tmp_path / "m.h5"
-    with train.claiming(path), train.claiming(tmp_path / "other.h5"):
+    with train.lock_model(path), train.lock_model(tmp_path / "other.h5"):
         # Another process, since the lock belongs to one.
         words = [sys.executable, train.__file__, "--model-path", path]
         result = subprocess.run(words, capture_output=True, text=True)
@@ -275,7 +275,7 @@ def test_only_one_training_at_a_model_path(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (1, "", line)
     assert not list(tmp_path.iterdir())
     (tmp_path / "m.lock").touch()  # of a process that was killed: means nothing
-    with train.claiming(path):
+    with train.lock_model(path):
         pass
 
 

@@ -17,7 +17,7 @@ ANSWERS = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
 
 def test_no_temperature_of_a_grid_is_better() -> None:
     def brier_score(temperature: float) -> float:
-        errors = train.temper(ANSWERS, temperature) - np.eye(6)[LABELS]
+        errors = train.apply_temperature(ANSWERS, temperature) - np.eye(6)[LABELS]
         return (errors**2).sum() / 500
 
     best = train.fit_temperature(ANSWERS, LABELS)
@@ -29,11 +29,11 @@ def test_no_temperature_of_a_grid_is_better() -> None:
 def test_a_temperature_changes_only_confidence() -> None:
     powers = ANSWERS**0.5
     expected = powers / powers.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(train.temper(ANSWERS, 2), expected)
+    np.testing.assert_allclose(train.apply_temperature(ANSWERS, 2), expected)
 
 
 def test_confidence_alone_is_no_change() -> None:
-    surer = train.temper(ANSWERS, 0.5)
+    surer = train.apply_temperature(ANSWERS, 0.5)
     changes, errors = validation.compare(surer, ANSWERS, LABELS)
     np.testing.assert_allclose([*changes, *errors], 0, atol=1e-5)
 

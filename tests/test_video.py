@@ -249,7 +249,12 @@ def test_usage(clip: Path, tmp_path: Path, ask: Ask) -> None:
     for image, option, target, line in (
         (clip, "--explain", tmp_path, f"{clip}: --explain does not work on videos"),
         (clip, "--plot", clip, f"{clip}: is an input; name another file to write"),
-        (PORTRAIT, "--plot", copy, f"{copy}: the copy of a video; {PORTRAIT} is none"),
+        (
+            PORTRAIT,
+            "--plot",
+            copy,
+            f"{copy}: is a video file, but {PORTRAIT} is not a video",
+        ),
     ):
         error = f"predict.py: error: {line}\n"
         assert ask("--image", image, option, target) == (2, "", error)
@@ -324,6 +329,6 @@ def test_a_copy_on_a_full_disk(clip: Path, tmp_path: Path, ask: Ask) -> None:
 
 def test_no_camera(ask: Ask) -> None:
     code, _, err = ask("--image", "webcam:77")
-    line = "webcam:77: no camera there, or it is not allowed: "
+    line = "webcam:77: camera not found, or access denied: "
     assert err.startswith(f"predict.py: error: {line}")
     assert (code, err.count("\n")) == (1, 1)

@@ -61,7 +61,9 @@ def surprises(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def calibrated(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return probabilities at the temperature that train.py would choose."""
-    return train.temper(probabilities, train.fit_temperature(probabilities, labels))
+    return train.apply_temperature(
+        probabilities, train.fit_temperature(probabilities, labels)
+    )
 
 
 def describe(name: str, probabilities: np.ndarray, labels: np.ndarray) -> None:
