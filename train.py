@@ -173,8 +173,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--validation-split must be 0 to 0.9")
     if not 0 <= args.seed < 2**32:
         parser.error(f"--seed must be 0 to {2**32 - 1}")
-    if args.fine_tune and (args.filters, args.dense_units) != (FILTERS, DENSE_UNITS):
-        parser.error("--fine-tune: --filters and --dense-units are those of its model")
     if IMAGE_SIZE >> len(args.filters) < 1:
         parser.error(f"--filters: {len(args.filters)} blocks are too many")
     if not utils.are_class_names(args.classes):
@@ -651,12 +649,17 @@ def network_shape(args: argparse.Namespace) -> tuple:
 
 def read_widths(args: argparse.Namespace) -> None:
     """Take --filters and --dense-units from the model file to fine-tune."""
+    given = args.filters, args.dense_units
     weights = utils.load_model(Path(args.fine_tune)).weights
     kernels = [array.shape for array in weights if array.ndim > 1]
     convolutions = [shape for shape in kernels if len(shape) == 4]
     # The first is half as wide as the first block, which has two, as each block has.
     args.filters = [shape[-1] for shape in convolutions[1::2]] or FILTERS
     args.dense_units = kernels[-2:][0][-1]
+    if given not in ((FILTERS, DENSE_UNITS), (args.filters, args.dense_units)):
+        raise UserError(f"{args.fine_tune}: has its own --filters and --dense-units")
+    if IMAGE_SIZE >> len(args.filters) < 1:
+        raise UserError(f"{args.fine_tune}: its layers differ from build_model's")
 
 
 def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
@@ -1066,6 +1069,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{checkpoint}: an unfinished training; {choices}")
     if args.fine_tune:
         read_widths(args)
+        load_weights(build_model(*network_shape(args)), args)  # fails soon, if it does
     splits = index_data(args)
     validation = splits.get("validation", splits["test"])
     try:

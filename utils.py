@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -357,10 +358,14 @@ class Split(NamedTuple):
 
 def match_folders(folder: Path, class_names: Sequence[str]) -> dict[str, Path]:
     """Find the folder of each class that has one, ignoring upper and lower case."""
-    names = {name.casefold(): name for name in class_names}
+
+    def fold(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()  # macOS writes NFD
+
+    names = {fold(name): name for name in class_names}
     folders: dict[str, Path] = {}
     for found in list_folders(folder):
-        name = names.get(found.casefold())
+        name = names.get(fold(found))
         if name in folders:
             both = f"{folders[name].name} and {found}"
             raise UserError(f"{folder}: {both} are one class; join them")
@@ -461,7 +466,9 @@ def index_folder(
     read = functools.partial(read_pixels, size=size)
     split, unreadable = index_images(table, list(table.path), read, scratch)
     for name, path in folders.items():
-        if name not in split.table.emotion.values:
+        if name not in split.table.emotion.values and not (
+            partial and len(split.table)
+        ):
             count = (table.emotion == name).sum()
             raise UserError(f"{path}: no image, {count} files of other kinds")
     return split, unreadable
@@ -499,21 +506,36 @@ def read_attribute(file: h5py.File, name: str) -> Any:
     return json.loads(text)
 
 
-def find_array(file: h5py.File, path: str) -> h5py.Dataset | None:
-    """Return an array at a path without links, or None.
+def find(file: h5py.File, path: str) -> Any:
+    """Return the group or array at a path, or None if there is none, or a link.
 
-    Raises:
-        ValueError: if there is something other than an array of float32 or float16.
+    A link may lead out of the file.
     """
     item = file
     for name in path.split("/"):
         is_group = isinstance(item, h5py.Group)
         if not is_group or type(item.get(name, getlink=True)) is not h5py.HardLink:
-            return None  # a link may lead out of the file
+            return None
         item = item[name]
-    if not isinstance(item, h5py.Dataset) or item.dtype not in (np.float16, np.float32):
-        raise ValueError(f"its {path} is no array of float32 or float16")
     return item
+
+
+def find_weights(file: h5py.File, layer: str) -> dict[str, str]:
+    """Return the path of each array of a layer, by its name.
+
+    Keras lists the paths in an attribute. Keras 2 ends them in ":0".
+    """
+    place = f"model_weights/{layer}"
+    group = find(file, place)
+    if not isinstance(group, h5py.Group) or "weight_names" not in group.attrs:
+        raise ValueError(f"its {place} lists no weights")
+    attribute = group.attrs.get_id("weight_names")
+    if attribute.get_storage_size() > MAX_ATTRIBUTE:
+        raise ValueError(f"its {place} lists too many weights")
+    names = [os.fsdecode(name) for name in group.attrs["weight_names"]]
+    return {
+        name.rpartition("/")[2].removesuffix(":0"): f"{place}/{name}" for name in names
+    }
 
 
 def is_stored_whole(array: h5py.Dataset) -> bool:
@@ -592,10 +614,10 @@ def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
 
 
 def modernize(network: dict[str, Any]) -> dict[str, Any]:
-    """Return kind, name and layers of a network, Keras 2's in the form of Keras 3."""
+    """Return kind and layers of a network, Keras 2's in the form of Keras 3."""
     kind, config = network["class_name"], network["config"]
     kind = "Functional" if kind == "Model" else kind
-    config = {"name": "", "layers": config} if isinstance(config, list) else config
+    config = {"layers": config} if isinstance(config, list) else config
     first, layers = config["layers"][0], config["layers"]
     shape = first["config"].get("batch_input_shape")
     if first["class_name"] == "InputLayer":
@@ -603,7 +625,7 @@ def modernize(network: dict[str, Any]) -> dict[str, Any]:
     elif shape:
         begin = {"name": "input", "batch_shape": shape}
         layers = [{"class_name": "InputLayer", "config": begin}, *layers]
-    return {"class_name": kind, "name": config["name"], "layers": layers}
+    return {"class_name": kind, "layers": layers}
 
 
 def are_class_names(names: Any) -> bool:
@@ -636,10 +658,11 @@ def describe_network(
             raise ValueError(f"its class names are {own}")
         return own, False, ""
     if not class_names:
-        names = "give them in the order of its outputs: --classes angry fear ..."
+        names = "give predict.py --classes, in the order of its outputs"
         raise UserError(f"{file.filename}: holds no class names; {names}")
     scalings = [x for x in config["layers"] if x["class_name"] == "Rescaling"]
-    raw = any(layer["config"]["scale"] <= 0.1 for layer in scalings)
+    scales = [layer["config"]["scale"] for layer in scalings]
+    raw = any(isinstance(scale, float) and scale <= 0.1 for scale in scales)
     pixels = "0 to 255, which it scales itself" if raw else "0 to 1"
     return class_names, raw, f"taken for a network of gray pixels of {pixels}"
 
@@ -673,9 +696,9 @@ class Graph:
     Images are NCHW, which is faster than Keras' NHWC.
     """
 
-    def __init__(self, file: h5py.File, network: str) -> None:
+    def __init__(self, file: h5py.File) -> None:
         self.op = import_openvino().opset13
-        self.file, self.network = file, network
+        self.file = file
         self.layer = ""  # name of the current layer
         self.faces = self.output = None  # first and last node
         self.weights: list[np.ndarray] = []  # in the order of reading, which is Keras'
@@ -684,32 +707,34 @@ class Graph:
     def read(self, name: str, *shape: int) -> np.ndarray:
         """Read an array of the current layer, which must have this shape, as float32.
 
-        Its path depends on the version of Keras: Keras 2 writes "kernel:0".
+        Keras 2 has depthwise kernels of that name.
         """
-        scopes = f"{self.network}/{self.layer}/", f"{self.layer}/", ""
-        names = name, f"{name}:0", f"depthwise_{name}:0"
-        paths = [
-            f"model_weights/{self.layer}/{scope}{name}"
-            for scope, name in itertools.product(scopes, names)
-        ]
-        for path in paths:
-            array = find_array(self.file, path)
-            if array is not None:
-                break
-        else:
-            raise ValueError(f"{paths[0]} is not in it, or a link to something else")
+        paths = find_weights(self.file, self.layer)
+        path = paths.get(name) or paths.get(f"depthwise_{name}")
+        array = path and find(self.file, path)
+        is_array = isinstance(array, h5py.Dataset)
+        if not is_array or array.dtype not in (np.float16, np.float32):
+            what = "is not in it, a link, or no array of float32 or float16"
+            raise ValueError(f"its {path or f'{self.layer}/{name}'} {what}")
         if array.shape != shape:
             raise ValueError(f"its {path} has shape {array.shape}, not {shape}")
         self.space -= array.nbytes
         if self.space < 0:
             raise ValueError("its network has more weights than a file may hold")
         if not is_stored_whole(array):
-            raise ValueError(f"its {path} is not stored whole in the file")
+            raise ValueError(f"its {path} is not stored whole, plain or by deflate")
         values = array[...].astype(np.float32)
         if not np.isfinite(values).all():
             raise ValueError("some of its weights are NaN or infinite")
         self.weights.append(values)
         return values
+
+    def check_size(self, x: Any) -> None:
+        """Refuse the output of the current layer if it is empty or too large."""
+        sizes = shape_of(x)
+        if min(sizes) < 1 or math.prod(sizes) > MAX_VALUES:
+            limit = f"1 to {MAX_VALUES} values are allowed"
+            raise ValueError(f"its layer {self.layer} has the output {sizes}; {limit}")
 
     def read_channels(self, name: str, x: Any) -> np.ndarray:
         """Read an array with one number per channel of a node."""
@@ -757,6 +782,7 @@ def depthwise_conv2d(g: Graph, x: Any, c: SimpleNamespace, name: str = "kernel")
 def separable_conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """SeparableConv2D."""
     x = depthwise_conv2d(g, x, c, "depthwise_kernel")
+    g.check_size(x)
     kernel = g.read("pointwise_kernel", 1, 1, shape_of(x)[0], c.filters)
     c.strides = c.dilation_rate = 1
     return convolve(g, x, c, kernel, groups=1)
@@ -805,7 +831,9 @@ def layer_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 
 def group_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """GroupNormalization."""
+    """GroupNormalization, of images."""
+    if not is_image(x):
+        raise ValueError(f"its layer {g.layer} does not normalize images")
     width = shape_of(x)[channel_axis(x) - 1]
     ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
     groups = width if c.groups == -1 else c.groups
@@ -848,7 +876,9 @@ def zero_padding(g: Graph, x: Any, c: SimpleNamespace) -> Any:
 
 
 def rescaling(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Rescaling."""
+    """Rescaling, of all channels alike."""
+    if isinstance(c.scale, list) or isinstance(c.offset, list):
+        raise ValueError(f"its layer {g.layer} scales each channel differently")
     return g.op.add(g.op.multiply(x, np.float32(c.scale)), np.float32(c.offset))
 
 
@@ -914,18 +944,17 @@ LAYERS: dict[str, tuple] = {
     "Concatenate": ("axis", lambda g, x, c: g.op.concat(x, channel_axis(x[0]))),
 }
 MERGING = {"Add", "Multiply", "Concatenate"}
-TRAINING_ONLY = {
-    *"Dropout SpatialDropout2D AlphaDropout GaussianDropout GaussianNoise".split(),
-    *"ActivityRegularization RandomFlip RandomRotation RandomTranslation".split(),
-    *"RandomZoom RandomContrast".split(),
-}
+TRAINING_ONLY = re.compile(
+    r"\w*Dropout(2D)?|GaussianNoise|ActivityRegularization|Random(?!Crop)\w+"
+)
 
 
 def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
     """Apply a layer to its inputs, with bias and activation if it has them."""
     kind, output = layer["class_name"], inputs[0]
-    if kind not in LAYERS and kind not in TRAINING_ONLY:
-        raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS")
+    if kind not in LAYERS and not TRAINING_ONLY.fullmatch(kind):
+        known = ", ".join(LAYERS)
+        raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS: {known}")
     g.layer = layer["config"]["name"]
     if kind in LAYERS:
         c, rank = read_settings(kind, layer["config"]), len(shape_of(output)) + 1
@@ -937,9 +966,7 @@ def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
         if c.use_bias:
             output = g.op.add(output, g.read_channels("bias", output))
         output = ACTIVATIONS[c.activation](g, output)
-    sizes = shape_of(output)
-    if min(sizes) < 1 or math.prod(sizes) > MAX_VALUES:
-        raise ValueError(f"its layer {g.layer} has the output {sizes}")
+    g.check_size(output)
     return output
 
 
@@ -955,9 +982,11 @@ def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
         raise ValueError("its network is too deep")
     shape = first["config"]["batch_shape"]
     size = shape[1]
-    if shape != [None, size, size, 1] or not MIN_SIDE <= pair(size)[0] <= MAX_SIZE:
-        raise ValueError(f"its input is {tuple(shape)}, not gray squares")
-    g = Graph(file, config["name"])
+    is_square = type(size) is int and shape == [None, size, size, 1]
+    if not is_square or not MIN_SIDE <= size <= MAX_SIZE:
+        n = f"n of {MIN_SIDE} to {MAX_SIZE}"
+        raise ValueError(f"its input is {tuple(shape)}, not (None, n, n, 1), {n}")
+    g = Graph(file)
     g.faces = g.op.parameter([-1, *shape[1:]], np.float32)
     pixels = g.op.multiply(g.faces, np.float32(1 / RESCALE)) if raw else g.faces
     g.layer = first["config"]["name"]
@@ -1046,16 +1075,17 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
         if shape != [len(names)]:
             count = "x".join(map(str, shape))
             raise ValueError(f"it has {count} outputs for {len(names)} classes")
-        end = config["layers"][-1]["config"].get("activation")
-        if assumed and end == "linear":
+        end = config["layers"][-1]
+        activation = end["config"].get("activation", end["class_name"].lower())
+        if assumed and activation not in ("softmax", "sigmoid"):
             graph.output = graph.op.softmax(graph.output, -1)
             assumed += ", and of logits"
         return Network(graph, names, assumed)
     except MODEL_ERRORS as error:
-        reason = str(error).partition("\n")[0][:300]
-        raise UserError(
-            f"{path}: not a model file that train.py wrote: {reason}; {make}"
-        ) from error
+        reason = str(error).partition("\n")[0][:600]
+        if not class_names:
+            reason = f"not a model file that train.py wrote: {reason}; {make}"
+        raise UserError(f"{path}: {reason}") from error
 
 
 def predict_split(network: Network, split: Split) -> np.ndarray:

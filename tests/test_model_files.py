@@ -24,9 +24,8 @@ from utils import UserError
 
 KERNEL = "model_weights/dense/face_classifier/dense/kernel"
 SHAPE = 12 * 12 * 8, 5  # of that kernel
-ELSEWHERE = f"its {KERNEL} is not stored whole in the file"
-NO_ARRAY = f"{KERNEL} is not in it, or a link to something else"
-OTHER_KIND = f"its {KERNEL} is no array of float32 or float16"
+ELSEWHERE = f"its {KERNEL} is not stored whole, plain or by deflate"
+NO_ARRAY = f"its {KERNEL} is not in it, a link, or no array of float32 or float16"
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,10 @@ def test_attributes(path: Path, name: str, value: object, reason: str) -> None:
 )
 def test_other_input(path: Path, shape: list[int]) -> None:
     edit_config(path, lambda ls: ls[0]["config"].update(batch_shape=[None, *shape]))
-    assert refusal(path) == f"its input is {(None, *shape)}, not gray squares"
+    assert (
+        refusal(path)
+        == f"its input is {(None, *shape)}, not (None, n, n, 1), n of 12 to 256"
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,8 @@ def test_a_lambda_is_not_run(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((48, 48, 1)), layer])
     path = save_model(model, tmp_path / "m.h5")
     target.unlink(missing_ok=True)
-    assert refusal(path) == "it holds a layer Lambda, not one of utils.LAYERS"
+    reason = "it holds a layer Lambda, not one of utils.LAYERS: Conv2D, Depthwise"
+    assert refusal(path).startswith(reason)
     assert not target.exists()
     loaded = keras.saving.load_model(path, compile=False, safe_mode=False)
     loaded(np.zeros((1, 48, 48, 1)))
@@ -243,8 +246,8 @@ def test_a_link_to_nothing(path: Path) -> None:
         ({}, ELSEWHERE),  # declared and not written
         ({"chunks": (1, 1)}, ELSEWHERE),
         ({"data": np.zeros(SHAPE), "compression": "lzf"}, ELSEWHERE),
-        ({"dtype": np.float64}, OTHER_KIND),
-        ({"dtype": "S4"}, OTHER_KIND),
+        ({"dtype": np.float64}, NO_ARRAY),
+        ({"dtype": "S4"}, NO_ARRAY),
     ],
 )
 def test_other_arrays(path: Path, options: dict[str, Any], reason: str) -> None:
@@ -257,7 +260,7 @@ def test_other_arrays(path: Path, options: dict[str, Any], reason: str) -> None:
 def test_a_group_instead_of_an_array(path: Path) -> None:
     with replacing_kernel(path) as group:
         group.create_group("kernel")
-    assert refusal(path) == OTHER_KIND
+    assert refusal(path) == NO_ARRAY
 
 
 @pytest.mark.parametrize("content", [zlib.compress(bytes(10**7)), b"no zlib data"])
