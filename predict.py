@@ -76,7 +76,6 @@ CAMERA = re.compile(r"webcam(?::(\d+))?")
 SMOOTHING = 1.0  # seconds of a video over which the answers for a face are averaged
 MAX_TIMELINE_FACES = 20  # number of faces in a timeline
 MIN_TRACK_OVERLAP = 0.3  # intersection over union of a face's boxes in two frames
-MARK = "drawn by predict.py"  # in the EXIF data of what is drawn
 BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
 CSV_COLUMNS = ["path", "time", "status", "face", *BOX, "emotion", "confidence"]
 NO_VIDEO = "not a readable image or video"
@@ -146,7 +145,7 @@ def is_drawn(path: str | Path) -> bool:
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         return False
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return MARK.encode() in file.read(512)
+        return utils.MARK in file.read(512)
     return False
 
 
@@ -164,8 +163,8 @@ def is_copy(target: Path | None) -> bool:
     return bool(target) and target.suffix.lower() in VIDEOS
 
 
-def is_target(path: str, targets: Sequence[Path]) -> bool:
-    """Tell whether a file is among the files to write, also through links."""
+def is_target(path: str | int, targets: Sequence[Path]) -> bool:
+    """Tell whether a file, or an open one, is to be written, also through links."""
     return os.path.isfile(path) and any(
         os.path.isfile(target) and os.path.samefile(path, target) for target in targets
     )
@@ -182,17 +181,20 @@ def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
     Returns:
         The files to write, as normalize_path returns them.
     """
-    for path in [*inputs, args.model]:
+    for path in [*inputs, args.model, 0]:
         if is_target(path, args.targets):
-            raise UsageError(f"{path}: is an input; name another file to write")
+            name = path or "stdin"  # the list of paths
+            raise UsageError(f"{name}: is an input; name another file to write")
     output, endings = args.output, PICTURES | VIDEOS
     files = [p for p in args.targets if p == output or p.suffix.lower() in endings]
     names = set(map(normalize_path, files))
     if len(names) < len(files):
         raise UsageError(f"{files[-1]}: two options name this file; name another one")
     for path in files:
-        if is_picture(path) and (path == output or not is_drawn(path)):
+        if is_picture(path) and not is_drawn(path):
             raise UsageError(f"{path}: is a picture; name another file to write")
+    if output and output.suffix.lower() in endings:
+        raise UsageError(f"{output}: is no name for text; name another file to write")
     drawn = [path for path in files if path != output]
     if drawn and len(inputs) != 1 and not args.evaluate:
         raise UsageError(f"{drawn[0]}: one file for several images; name a folder")
@@ -303,6 +305,7 @@ class Face(NamedTuple):
 
     pixels: np.ndarray
     box: tuple[int, int, int, int]  # left, top, width, height, in the upright picture
+    angle: int = 0  # degrees by which the picture was turned before it was cut out
 
 
 def whole_face(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
@@ -442,7 +445,8 @@ def take_faces(
         right, below = image.width - x - side, image.height - y - side
         x, y = {0: (x, y), 90: (below, x), 270: (y, right), 180: (right, below)}[angle]
         if not utils.is_blank(crop):
-            faces.append(Face(utils.to_pixels(crop, size), (x, y, side, side)))
+            pixels = utils.to_pixels(crop, size)
+            faces.append(Face(pixels, (x, y, side, side), angle))
     return faces
 
 
@@ -455,19 +459,21 @@ def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
     """
     if not os.path.lexists(path):
         raise OSError(f"{path}: {describe_missing(path)}")
-    if is_drawn(path):
-        raise OSError(f"{path}: drawn by predict.py; name the photo itself")
     image = utils.open_image(path, reduce_to=2 * SEARCH_SIZE)
     if utils.is_blank(image):
         raise NoFaceError(f"{path}: {utils.BLANK}")
     if faces == "never" or (faces == "auto" and max(image.size) <= CROP_SIZE):
-        return whole_face(image, size)
-    found, scale = find_faces(image, size), image.info["reduced"]
-    if scale > 1 and any(face.box[2] < MIN_REDUCED_SIZE for face in found):
-        found, scale = find_faces(utils.open_image(path), size), 1
+        found = whole_face(image, size)
+    else:
+        found = find_faces(image, size)
+        is_reduced = image.info["reduced"] > 1
+        if is_reduced and any(face.box[2] < MIN_REDUCED_SIZE for face in found):
+            image = utils.open_image(path)
+            found = find_faces(image, size)
     if not found:
         raise NoFaceError(f"{path}: {NO_FACE}")
-    return [Face(f.pixels, tuple(round(scale * v) for v in f.box)) for f in found]
+    scale = image.info["reduced"]
+    return [f._replace(box=tuple(round(scale * v) for v in f.box)) for f in found]
 
 
 def classify(network: utils.Network, faces: list[Face]) -> np.ndarray:
@@ -672,7 +678,7 @@ def make_progress_bar(hidden: bool) -> Any:
     """
     from rich import console, progress
 
-    terminal = console.Console(stderr=True)
+    terminal = console.Console(stderr=True, soft_wrap=True)  # whole lines of results
     hidden = hidden or not terminal.is_terminal
     shared = sys.stdout.isatty()
     return progress.Progress(console=terminal, redirect_stdout=shared, disable=hidden)
@@ -851,7 +857,7 @@ def save_figure(figure: Any, target: Path, **options: Any) -> None:
     """Write a figure, marked as drawn by this script."""
     if target.suffix.lower() not in (".pdf", ".svg"):
         exif = Image.Exif()
-        exif[ExifTags.Base.Software] = MARK
+        exif[ExifTags.Base.Software] = utils.MARK.decode()
         options["pil_kwargs"] = {"exif": exif}
     with writing(target) as file:
         figure.savefig(file, **options)
@@ -873,7 +879,10 @@ def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
             save_figure(plot_faces(image, records), target, dpi=DPI)
         if args.explain:
             target = name_picture(args.explain, path, "heat", run.used)
-            heats = [occlude(network, face.pixels, p) for face, p in faces]
+            heats = [
+                np.rot90(occlude(network, face.pixels, p), -face.angle // 90)
+                for face, p in faces
+            ]
             save_figure(plot_faces(image, records, heats), target, dpi=DPI)
 
 
@@ -1270,17 +1279,17 @@ def evaluate(args: argparse.Namespace) -> int:
     """Measure the model on a folder; return 1 if a file in it is unreadable."""
     network = load_model(args)
     split, unreadable = index_crops(args.evaluate, network)
-    used = check_targets(args, split.table.path)
+    used = check_targets(args, [*utils.list_files(args.evaluate)])
     metrics = utils.evaluate(network, split)
     text = utils.describe_metrics(metrics, network.class_names)
     if args.format == "json":
-        text = json.dumps(metrics) + "\n"
+        text = json.dumps({"class_names": network.class_names} | metrics) + "\n"
     Output(args.output, args.format, network.class_names).write(text)
     if args.plot:
         target = name_picture(args.plot, str(args.evaluate), "confusion", used)
         with utils.naming_classes(network.class_names) as names:
             save_figure(utils.plot_confusion_matrix(metrics["test"], names), target)
-    return bool(unreadable)
+    return int(bool(unreadable))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1297,13 +1306,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         return evaluate(args) if args.evaluate else predict(args)
+    # "from None": notebooks would show the exception that ends in an exit.
     except UsageError as error:
         warn(f"error: {error}")
-        sys.exit(2)
+        raise SystemExit(2) from None
     except UserError as error:
-        sys.exit(f"predict.py: error: {error}")
+        raise SystemExit(f"predict.py: error: {error}") from None
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 if __name__ == "__main__":

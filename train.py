@@ -1076,7 +1076,8 @@ def run(args: argparse.Namespace) -> None:
         model, history = fit(splits["train"], validation, args)
         metrics, names = write_results(model, history, splits, args)
     except OSError as error:
-        message = f"{folder}: cannot write there: {error}. Fix it, then use --resume"
+        then = "use --resume" if checkpoint.exists() else "try again"
+        message = f"{folder}: cannot write there: {error}. Fix it, then {then}"
         raise UserError(message) from error
     print(utils.describe_metrics(metrics, args.classes), end="")
     if temperature := metrics["temperature"]:
@@ -1115,15 +1116,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with lock_model(args.model_path):
             run(args)
+    # "from None": notebooks would show the exception that ends in an exit.
     except (UserError, OSError) as error:  # OSError: stdout is closed, or its disk full
-        sys.exit(f"train.py: error: {error}")
+        raise SystemExit(f"train.py: error: {error}") from None
     except KeyboardInterrupt as stop:
         kept = checkpoint_path(args.model_path).exists()
         what = (
             "run again with --resume to continue" if kept else "no epoch was complete"
         )
         print(f"train.py: stopped; {what}", file=sys.stderr)
-        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+        code = 128 + (stop.args[0] if stop.args else signal.SIGINT)
+        raise SystemExit(code) from None
 
 
 def leave(stop: SystemExit) -> None:

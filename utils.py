@@ -53,6 +53,7 @@ NEARLY_BLACK, DIM = 8, 32  # brightest values: below, an image is blank; is brig
 BLANK = f"shows nothing: nearly black or of one gray or below {MIN_SIDE} pixels a side"
 TOO_LARGE = "too large; 250 million pixels at most: scale it down"
 CHUNK = 64  # files, or faces, that go through the network together
+MARK = b"drawn by predict.py"  # in the EXIF data of what it draws
 IGNORED = {"thumbs.db", "desktop.ini"}  # left in picture folders by Windows
 
 pillow_heif.register_heif_opener()
@@ -255,6 +256,8 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
                 pixels = max(pixels, math.prod(tile))
             if pixels > Image.MAX_IMAGE_PIXELS:
                 raise OSError(TOO_LARGE)
+            if MARK in image.info.get("exif", b""):
+                raise OSError(f"{MARK.decode()}; name the photo itself")
             width = image.width
             if reduce_to:
                 image.draft(None, (reduce_to, reduce_to))

@@ -87,6 +87,7 @@ IMAGES = {  # layers that take 12 x 12 pixels of 6 channels
     "zero padding of one number": layers.ZeroPadding2D(2),
     "rescaling": layers.Rescaling(2.5, offset=-1),
     "flip": layers.RandomFlip("horizontal"),
+    "grayscale": layers.RandomGrayscale(0.5),
     "translation": layers.RandomTranslation(0.2, 0.2),
 }
 IMAGES |= {name: layers.Activation(name) for name in ACTIVATIONS}
@@ -162,7 +163,17 @@ def shared() -> keras.Model:
         (chain(layers.ZeroPadding2D(500)), r"has the output \[1, 1048, 1048\]"),
         (chain(layers.ReLU(threshold=0.5)), "threshold of its layer ReLU is 0.5"),
         (chain(keras.Sequential([conv(2, 3)])), "layer Sequential, not one of"),
-        (shared(), ""),
+        (shared(), r"layer conv2d\w* is used more than once"),
+        (chain(layers.SeparableConv2D(1, 1, depth_multiplier=999)), "has the output"),
+        (chain(layers.Rescaling([0.5])), "scales each channel differently"),
+        (
+            chain(
+                layers.Reshape((48, 48)),
+                layers.GroupNormalization(8),
+                layers.Reshape((48, 48, 1)),
+            ),
+            "does not normalize images",
+        ),
     ],
 )
 def test_what_is_refused(model: keras.Model, reason: str, tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ def test_a_turned_portrait(
 ) -> None:
     (turned,) = predict.find_faces(portrait.transpose(Image.Transpose[name]))
     np.testing.assert_array_equal(turned.pixels, face.pixels)
+    x, y, side, _ = turned.box
+    shown = portrait.transpose(Image.Transpose[name]).crop((x, y, x + side, y + side))
+    back = np.rot90(turned.pixels, -turned.angle // 90)  # as the heat map is
+    np.testing.assert_allclose(back.astype(int), utils.to_pixels(shown), atol=9)
     mask = Image.new("L", portrait.size)
     x, y, width, height = face.box
     mask.paste(255, (x, y, x + width, y + height))
@@ -82,6 +86,19 @@ def test_several_real_faces(portrait: Image.Image, face: predict.Face) -> None:
     whole = np.add((600, 200, 0, 0), face.box)
     found = [face.box for face in predict.find_faces(group)]
     np.testing.assert_allclose(found, [half, whole], atol=12)
+
+
+def test_a_wide_picture(portrait: Image.Image, face: predict.Face) -> None:
+    wide = Image.new("RGB", (6000, 512), "gray")
+    wide.paste(portrait, (4000, 0))
+    (found,) = predict.find_faces(wide)
+    np.testing.assert_allclose(found.box, np.add((4000, 0, 0, 0), face.box), atol=20)
+
+
+def test_a_box_is_that_of_the_whole_photo(tmp_path: Path) -> None:
+    path = noise(tmp_path / "large.jpg", 2400, 2500)  # decoded at half the size
+    (face,) = predict.read_faces(str(path), "never")
+    assert face.box == (0, 50, 2400, 2400)
 
 
 def test_boxes_are_square_inside_and_from_left_to_right(search: FakeSearch) -> None:

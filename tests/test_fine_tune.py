@@ -70,6 +70,11 @@ def test_other_classes_get_a_new_output_layer(folder: Path, classes: list[str]) 
     args = train.parse_args([*words, "--precision", "float32"])
     train.read_widths(args)
     assert (args.filters, args.dense_units) == ([4, 8], 5)
+    args.filters = [8]
+    with pytest.raises(utils.UserError, match="has its own --filters and --dense"):
+        train.read_widths(args)
+    args.filters, args.dense_units = train.FILTERS, train.DENSE_UNITS
+    train.read_widths(args)
     model = train.make_model(args, 10, 0)
     assert model.output_shape == (None, len(classes))
     before = weights(folder / "trained.h5")
