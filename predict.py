@@ -163,13 +163,6 @@ def is_copy(target: Path | None) -> bool:
     return bool(target) and target.suffix.lower() in VIDEOS
 
 
-def is_target(path: str | int, targets: Sequence[Path]) -> bool:
-    """Tell whether a file, or an open one, is to be written, also through links."""
-    return os.path.isfile(path) and any(
-        os.path.isfile(target) and os.path.samefile(path, target) for target in targets
-    )
-
-
 def normalize_path(path: Path) -> str:
     """Return a path in the one spelling by which paths are compared."""
     return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
@@ -182,7 +175,7 @@ def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
         The files to write, as normalize_path returns them.
     """
     for path in [*inputs, args.model, 0]:
-        if is_target(path, args.targets):
+        if utils.is_target(path, args.targets):
             name = path or "stdin"  # the list of paths
             raise UsageError(f"{name}: is an input; name another file to write")
     output, endings = args.output, PICTURES | VIDEOS
@@ -270,7 +263,7 @@ def find_images(
     """
 
     def is_result(path: str) -> bool:
-        written = is_target(path, targets) and not is_picture(path)
+        written = utils.is_target(path, targets) and not is_picture(path)
         return written or is_drawn(path)
 
     if images == ["-"]:

@@ -198,16 +198,20 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
             print(f"test images: {printable(test)}")
         return {"train": train, "test": test}
     if names and not (train or test) and utils.match_folders(data_dir, class_names):
-        above = data_dir.absolute().parent
-        if data_dir.name in ("train", *TEST_NAMES) and (above / "train").is_dir():
+        above = {name.casefold() for name in utils.list_folders(data_dir / "..")}
+        is_split = data_dir.resolve().name.casefold() in ("train", *TEST_NAMES)
+        if is_split and "train" in above and above.intersection(TEST_NAMES):
             raise UserError(f"{data_dir}: holds one split; name the folder above")
         share = f"{TEST_FRACTION:.0%} of the images are held out to test"
         print(f"no train/ and test/ in {printable(data_dir)}: {share}")
         return {"train": data_dir}
     missing = data_dir / ("test" if train else "train")
-    found = f"; found instead: {', '.join(names)}" if names else ""
+    tables = sorted(path.name for path in data_dir.glob("*.csv"))
+    found = f"; found instead: {', '.join(names + tables)}" if names or tables else ""
+    if len(names) > 1 and not (train or test):
+        found += f"; to train on these: --classes {utils.join_command(names)}"
     is_own = data_dir == utils.of_project(DATA_DIR)  # which holds data/demo
-    hint = f". {GET_DATA}" if is_own or not names else ""
+    hint = f". {GET_DATA}" if is_own or not found else ""
     raise UserError(f"{missing}: no such folder{found}", hint)
 
 
@@ -235,23 +239,28 @@ def index_csv(
         rows = pd.read_csv(path, dtype=str, skipinitialspace=True, na_filter=False)
         rows = rows.rename(columns=str.strip)[["emotion", "pixels", "Usage"]]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a table like fer2013.csv: {error}") from error
-    names = rows.emotion.str.strip().map(
-        dict(zip("0123456", FER2013_CLASSES, strict=True))
-    )
-    rows["emotion"] = pd.Categorical(names, class_names)
+        reason = str(error).strip()
+        raise UserError(f"{path}: not a table like fer2013.csv: {reason}") from error
     rows["path"] = [f"{path}, line {row + 2}" for row in rows.index]
+    numbers = dict(zip("0123456", FER2013_CLASSES, strict=True))
+    names = rows.emotion.str.strip().map(numbers)
+    splits, unreadable = {}, {"train": []}
+    for row in rows[names.isna()].itertuples():
+        unreadable["train"].append(f"{row.path}: its emotion is {row.emotion}")
+    if ignored := set(names.dropna()) - set(class_names):
+        print(f"ignored, not among the classes: {', '.join(sorted(ignored))}")
+    rows["emotion"] = pd.Categorical(names.where(names.isin(class_names)), class_names)
     rows = rows.dropna(subset="emotion").sort_values("emotion", kind="stable")
-    splits, unreadable = {}, {}
     for split, usage in {"train": "Training", "test": "PublicTest"}.items():
         part = rows[rows.Usage.str.strip() == usage].reset_index(drop=True)
         if missing := set(class_names) - set(part.emotion):
             names = ", ".join(sorted(missing))
             raise UserError(f"{path}: no image of {names} whose Usage is {usage}")
         items = list(zip(part.path, part.pixels, strict=True))
-        splits[split], unreadable[split] = utils.index_images(
+        splits[split], lines = utils.index_images(
             part[["path", "emotion"]], items, parse, scratch
         )
+        unreadable[split] = unreadable.get(split, []) + lines
     return splits, unreadable
 
 
@@ -270,8 +279,11 @@ def index_data(args: argparse.Namespace) -> Splits:
             splits[name], unreadable[name] = utils.index_folder(
                 folder, args.classes, scratch
             )
-            used = {p.name for p in utils.match_folders(folder, args.classes).values()}
-            ignored.update(set(utils.list_folders(folder)) - used)
+            used = utils.match_folders(folder, args.classes).values()
+            if any(scratch.resolve().is_relative_to(p.resolve()) for p in used):
+                raise UserError(f"{args.model_path}: is in a folder of images")
+            names = {path.name for path in used}
+            ignored.update(set(utils.list_folders(folder)) - names)
         if ignored:
             names = printable(", ".join(sorted(ignored)))
             print(f"ignored, not among the classes: {names}")
@@ -304,8 +316,10 @@ def split_validation(split: Split, fraction: float) -> tuple[Split, Split]:
     place = (digests.rank() - 0.5) / digests.transform("size")  # 0 to 1
     held_out = split.table.digest.isin(table.digest[place < fraction])
     parts = split.select(~held_out), split.select(held_out)
-    if any(part.table.emotion.value_counts().min() == 0 for part in parts):
-        raise UserError(f"too few images of an emotion to hold out {fraction:.0%}")
+    for part in parts:
+        counts = part.table.emotion.value_counts()
+        if names := ", ".join(counts.index[counts == 0]):
+            raise UserError(f"too few images of {names} to hold out {fraction:.0%}")
     return parts
 
 
@@ -1067,6 +1081,10 @@ def run(args: argparse.Namespace) -> None:
     if checkpoint.exists() and not (args.resume or args.restart):
         choices = "go on with --resume or discard it with --restart"
         raise UserError(f"{checkpoint}: an unfinished training; {choices}")
+    written = [args.model_path.with_suffix(".previous.h5"), folder / "history.csv"]
+    for path in filter(None, (args.data_dir, args.fine_tune)):
+        if utils.is_target(path, written):
+            raise UserError(f"{path}: would be overwritten; name another --model-path")
     if args.fine_tune:
         read_widths(args)
         load_weights(build_model(*network_shape(args)), args)  # fails soon, if it does

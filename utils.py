@@ -164,6 +164,13 @@ def compile_network(model: Any) -> Any:
     return import_openvino().compile_model(model, "CPU", options)
 
 
+def is_target(path: str | int, targets: Sequence[Path]) -> bool:
+    """Tell whether a file, or an open one, is to be written, also through links."""
+    return os.path.isfile(path) and any(
+        os.path.isfile(target) and os.path.samefile(path, target) for target in targets
+    )
+
+
 def list_files(folder: Path) -> Iterator[str]:
     """Yield the path of every file below a folder, in a fixed order.
 

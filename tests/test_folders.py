@@ -57,8 +57,15 @@ def test_other_names_of_test(
 
 def test_no_test_folder_names_what_stands_there(tree: Path) -> None:
     (tree / "test").rename(tree / "others")
-    found = "no such folder; found instead: others, train"
+    (tree / "faces.csv").touch()
+    found = "no such folder; found instead: others, train, faces.csv"
     with pytest.raises(UserError, match=f"^{tree / 'test'}: {found}$"):
+        index(tree)
+    assert len(index(tree / "train")) == 2  # without a test folder beside it
+    (tree / "train").rename(tree / "more")
+    found = "no such folder; found instead: more, others, faces.csv"
+    proposal = "to train on these: --classes more others"
+    with pytest.raises(UserError, match=f"^{tree / 'train'}: {found}; {proposal}$"):
         index(tree)
 
 
@@ -82,6 +89,8 @@ def test_class_folders_alone(tree: Path, capsys: pytest.CaptureFixture) -> None:
     first, again = index(folder), index(folder, "--seed", "7")
     line = f"no train/ and test/ in {folder}: 20% of the images are held out to test\n"
     assert capsys.readouterr().out.count(line) == 2
+    with pytest.raises(UserError, match="too few images of angry, happy, sad to hold"):
+        train.split_validation(first["test"], 0.01)
     training, test = first["train"].table, first["test"].table
     assert set(test.path) == set(again["test"].table.path)
     assert set(test.path).isdisjoint(training.path)
@@ -134,6 +143,8 @@ def test_fer2013_csv(
     for number in range(30, 34):
         place = f"ignored: {path}, line {number}: "
         assert f"{place}not 48 x 48 values of 0 to 255, or all equal\n" in out
+    assert f"ignored: {path}, line 34: its emotion is x\n" in out
+    assert "ignored, not among the classes: disgust, fear, neutral, surprise\n" in out
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=f"^{path}: not a table like fer2013.csv: "):
         index(path)

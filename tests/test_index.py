@@ -163,7 +163,7 @@ def test_the_seed_does_not_change_what_is_held_out(tree: Path) -> None:
 
 def test_too_few_images_to_split(tree: Path) -> None:
     split, _ = utils.index_folder(tree / "train", CLASSES)
-    line = r"^too few images of an emotion to hold out 1%$"
+    line = r"^too few images of angry, happy, sad to hold out 1%$"
     with pytest.raises(UserError, match=line):
         train.split_validation(split, 0.01)
 

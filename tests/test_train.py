@@ -99,6 +99,19 @@ def test_wrong_usage_exits_with_2(options: str, capsys: pytest.CaptureFixture) -
     assert options.split()[0] in capsys.readouterr().err
 
 
+def test_no_input_is_overwritten(tree: Path, tmp_path: Path) -> None:
+    table, old = tmp_path / "history.csv", tmp_path / "m.previous.h5"
+    table.touch()
+    old.touch()
+    line = "would be overwritten; name another --model-path"
+    for words in (["--data-dir", table], ["--data-dir", tree, "--fine-tune", old]):
+        with pytest.raises(SystemExit, match=f"{words[-1]}: {line}"):
+            train.main([*map(str, words), "--model-path", str(tmp_path / "m.h5")])
+    path = tree / "train" / "sad" / "m.h5"
+    with pytest.raises(SystemExit, match=f"{path}: is in a folder of images"):
+        run_train(tree, path)
+
+
 def test_a_closed_stdout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     error = BrokenPipeError(errno.EPIPE, "Broken pipe")
     monkeypatch.setattr(train, "index_data", Mock(side_effect=error))
