@@ -29,6 +29,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -930,9 +931,15 @@ class Track:
 
 
 def follow(
-    tracks: list[Track], faces: Sequence[Face], answers: np.ndarray, time: float
+    tracks: list[Track],
+    faces: Sequence[Face],
+    answers: np.ndarray,
+    time: float,
+    gap: float = SMOOTHING,
 ) -> list[Track]:
     """Add the faces of a frame to the tracks that they overlap, or to new ones.
+
+    A track ends when its face is away for more than gap seconds.
 
     Returns:
         The track of each face.
@@ -942,7 +949,7 @@ def follow(
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (track.box, face.box)]
         return overlap(*map(np.array, boxes))
 
-    free = [track for track in tracks if time - track.times[-1] <= SMOOTHING]
+    free = [track for track in tracks if time - track.times[-1] <= gap]
     present = []
     for face, probabilities in zip(faces, answers, strict=True):
         track = max(free, key=lambda track: shared(track, face), default=None)
@@ -998,6 +1005,27 @@ def open_video(path: str, rate: float = 0) -> tuple[dict, Iterator[bytes]]:
             reason = str(error).rpartition(": ")[2]
             what = f"camera not found, or access denied: {reason}"
         raise OSError(f"{path}: {what}") from error
+
+
+def count_frames(path: Path) -> int:
+    """Return the number of frames in a video, 0 if FFmpeg cannot read it."""
+    import imageio_ffmpeg
+
+    with contextlib.suppress(RuntimeError):
+        return imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+    return 0
+
+
+def is_whole(path: str) -> bool:
+    """Tell whether FFmpeg can read all of a video without decoding it."""
+    import imageio_ffmpeg
+
+    words = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
+    words += ["-protocol_whitelist", "file", "-i", f"file:{path}"]
+    words += ["-c", "copy", "-f", "null", "-"]
+    return not subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True
+    ).stderr
 
 
 def probe(path: str) -> dict[str, Any] | None:
@@ -1058,15 +1086,19 @@ def write_frame(
         if records:
             output.write_records(records)
         return
+    lines = []
     for record, track in zip(records, tracks, strict=True):
         minutes, tenths = divmod(round(10 * record["time"]), 600)
         text = f"{minutes}:{tenths / 10:04.1f} face {track.number}: {describe(record)}"
         shown = record["status"], record["emotion"]
-        if rewrite and not output.path and sys.stdout.isatty():
-            output.write(f"\r{text:60}")
-        elif shown != track.shown:
-            output.write(f"{text}\n")
+        if rewrite or shown != track.shown:
+            lines.append(text)
         track.shown = shown
+    if rewrite:
+        width = shutil.get_terminal_size().columns - 1
+        output.write(f"\r{', '.join(lines):{width}.{width}}")
+    else:
+        output.write("".join(f"{line}\n" for line in lines))
 
 
 def classify_video(
@@ -1086,7 +1118,9 @@ def classify_video(
     about, frames = open_video(path, rate)
     frames = prefetch(search_frames(frames, about["size"], rate, search_rate, find))
     length, end, records = about["duration"], 0.0, []
+    rewrite = is_camera and not args.output and sys.stdout.isatty()
     usual_end = [KeyboardInterrupt] if is_camera else []  # the usual way to end
+    gap = max(SMOOTHING, 1.5 / search_rate)  # at least one look
     with (
         make_progress_bar(hidden=is_camera) as bar,
         copying(args.plot, about["size"], rate, names) as copy,
@@ -1095,19 +1129,23 @@ def classify_video(
         for time, image, faces in bar.track(frames, round(length * rate) or None):
             end = time + 1 / rate
             if faces is not None:
-                present = follow(tracks, faces, classify(network, faces), time)
+                answers = classify(network, faces)
+                present = follow(tracks, faces, answers, time, gap)
                 means = [track.means[-1] for track in present]
                 result = list(zip(faces, means, strict=True))
                 records = make_records(path, result, names, args.min_confidence)
                 for record, track in zip(records, present, strict=True):
                     record.update(time=round(time, 3), face=track.number)
-                write_frame(run.output, records, present, is_camera)
+                write_frame(run.output, records, present, rewrite)
             copy(image, records)
+    if rewrite and args.format == "text":
+        run.output.write("\n")
     if not end:
         raise OSError(f"{path}: no frame in it")
     if not tracks and not is_camera:
         raise NoFaceError(f"{path}: no face found")
-    if length > end + max(1, length / 20):
+    is_short = length > end + max(1, length / 20)
+    if is_short and not ("audio_codec" in about and is_whole(path)):  # longer sound
         raise OSError(f"{path}: ends after {end:.1f} of {length:.1f} seconds")
 
 
@@ -1123,6 +1161,8 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
     search_rate = min(args.fps, own_rate or args.fps)
     rate = own_rate if own_rate and is_copy(args.plot) else search_rate
     tracks: list[Track] = []
+    if args.format == "text" and args.image != [path]:
+        output.write(f"\n{printable(path)}\n")
     failure: BaseException | None = None
     try:
         classify_video(run, path, rate, search_rate, tracks)
@@ -1135,13 +1175,13 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
         report(records)
         if not tracks:
             output.write_records(records)
-    tracks = [track for track in tracks if len(track.times) >= search_rate]
-    if tracks and args.format == "text":
-        output.write(describe_tracks(tracks, names, search_rate))
+    long = [track for track in tracks if len(track.times) >= search_rate]
+    if long and args.format == "text":
+        output.write(describe_tracks(long, names, search_rate))
     if tracks and args.plot and not is_copy(args.plot):
         with utils.naming_classes(names) as shown:
             target = name_picture(args.plot, path, "emotions", run.used)
-            save_figure(plot_timeline(tracks, shown), target)
+            save_figure(plot_timeline(long or tracks, shown, search_rate), target)
     if isinstance(failure, KeyboardInterrupt):
         raise failure
     return bool(failure)
@@ -1162,22 +1202,27 @@ def copying(
     def copy(image: Image.Image, records: list[dict[str, Any]]) -> None:
         draw_faces(image, records, colors)
         writer.send(image.tobytes())
+        next(written)
 
     if not is_copy(target):
         yield lambda image, records: None
         return
-    colors = choose_colors(class_names)
+    colors, written = choose_colors(class_names), itertools.count()
+    options = {"fps": rate, "macro_block_size": 2, "ffmpeg_log_level": "quiet"}
+    if target.suffix.lower() == ".webm":
+        options["codec"] = "libvpx-vp9"
     with writing(target) as file:
-        writer = imageio_ffmpeg.write_frames(
-            str(file), size, fps=rate, macro_block_size=2
-        )
+        file.touch()  # FFmpeg would not say what is wrong
+        failure = OSError("FFmpeg failed; is the disk full?")
+        writer = imageio_ffmpeg.write_frames(str(file), size, **options)
         try:
             writer.send(None)
             yield copy
             writer.close()
-            open_video(str(file))[1].close()  # FFmpeg does not report a full disk
         except OSError as error:
-            raise OSError("FFmpeg failed; is the disk full?") from error
+            raise failure from error
+        if count_frames(file) < next(written):  # FFmpeg does not report a full disk
+            raise failure
 
 
 def describe_tracks(
@@ -1195,13 +1240,15 @@ def describe_tracks(
     return "".join(lines)
 
 
-def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
+def plot_timeline(
+    tracks: list[Track], class_names: list[str], search_rate: float
+) -> Any:
     """Plot the probabilities over time of the faces that stayed longest."""
     from matplotlib.figure import Figure
 
     tracks = sorted(tracks, key=lambda track: -len(track.times))[:MAX_TIMELINE_FACES]
     tracks.sort(key=lambda track: track.number)
-    end = max(track.times[-1] for track in tracks) or 1
+    end = max(track.times[-1] for track in tracks) + 1 / search_rate
     names = [name.capitalize() for name in class_names]
     colors = choose_colors(class_names).values()
     figure = Figure(figsize=(10, 1 + 1.5 * len(tracks)), layout="constrained")
@@ -1209,9 +1256,9 @@ def plot_timeline(tracks: list[Track], class_names: list[str]) -> Any:
     for track, (left, right) in zip(tracks, axes, strict=True):
         left.imshow(track.pixels, cmap="gray")
         left.set(xticks=[], yticks=[], title=f"face {track.number}")
-        right.stackplot(
-            track.times, np.transpose(track.means), colors=colors, labels=names
-        )
+        times = [*track.times, track.times[-1] + 1 / search_rate]
+        means = np.transpose([*track.means, track.means[-1]])
+        right.stackplot(times, means, colors=colors, labels=names, step="post")
         right.set(ylim=(0, 1), yticks=[], xlim=(0, end))
         right.sharex(axes[0, 1])
     axes[-1, 1].set_xlabel("seconds")

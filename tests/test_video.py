@@ -170,6 +170,9 @@ def test_a_face_that_jumps_or_was_away_gets_a_new_number() -> None:
         faces = [predict.Face(random_pixels(1), (x, 0, 60, 60)) for x in lefts]
         found = predict.follow(tracks, faces, np.ones((len(faces), 6)), time)
         assert [track.number for track in found] == numbers
+    for time in (4, 5.5):  # looks that are further apart than a second
+        found = predict.follow(tracks, faces, np.ones((2, 6)), time, gap=1.6)
+        assert [track.number for track in found] == [4, 5]
 
 
 def test_pictures_of_a_video(clip: Path, tmp_path: Path, ask: Ask) -> None:
@@ -244,6 +247,15 @@ def test_a_cut_video_keeps_whole_records(clip: Path, tmp_path: Path, ask: Ask) -
     assert len(records) > 12 and {record["status"] for record in records} == {"ok"}
 
 
+def test_sound_may_be_longer(clip: Path, tmp_path: Path, ask: Ask) -> None:
+    path, sound = tmp_path / "long.mp4", ["-f", "lavfi", "-i", "sine=duration=9"]
+    ffmpeg("-i", clip, *sound, "-c:v", "copy", path)
+    out = ask("--image", clip)[1]
+    assert ask("--image", path) == (0, out, "")
+    several = f"\n{path}\n{out}\n{clip}\n{out}"
+    assert ask("--image", path, clip) == (0, several, "")
+
+
 def test_usage(clip: Path, tmp_path: Path, ask: Ask) -> None:
     before, copy = clip.read_bytes(), tmp_path / "a.mp4"
     for image, option, target, line in (
@@ -316,10 +328,13 @@ def test_a_terminal_has_one_line_for_a_camera(
 
 
 @UNIX
-def test_a_copy_on_a_full_disk(clip: Path, tmp_path: Path, ask: Ask) -> None:
-    target = tmp_path / "copy.mp4"
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "webm", "avi"])
+def test_a_copy_on_a_full_disk(
+    clip: Path, tmp_path: Path, ending: str, ask: Ask
+) -> None:
+    target = tmp_path / f"copy.{ending}"
     target.write_bytes(b"old")
-    with file_size_limit(2000):
+    with file_size_limit(7000):
         code, _, _ = ask("--image", clip, "--plot", target)
     assert code.startswith(f"predict.py: error: {target}: ")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
