@@ -805,12 +805,14 @@ def draw_faces(
 ) -> None:
     """Draw box, number, emotion and heat of each face into an RGB image.
 
-    Boxes are multiplied by scale. Small faces among several get only their number.
+    Boxes are multiplied by scale. Small faces among several get only their number, as
+    do all faces if no font has all letters.
     """
     from matplotlib import colormaps, font_manager
 
     family = (utils.find_fonts("".join(colors)) or ["DejaVu Sans"])[-1]
     font_file, pen = font_manager.findfont(family), ImageDraw.Draw(image)
+    letters = set(font_manager.get_font(font_file).get_charmap())
     boxes = [[round(scale * record[name]) for name in BOX] for record in faces]
     for number, (record, (x, y, w, h)) in enumerate(zip(faces, boxes, strict=True)):
         if heats:
@@ -826,7 +828,8 @@ def draw_faces(
         size = max(12, lowest, min(highest, w // 6) if len(faces) > 1 else highest)
         font, color = ImageFont.truetype(font_file, size), colors[record["emotion"]]
         text = f"{record['face']} {describe(record)}"
-        if len(faces) > 1 and pen.textlength(text, font) > 1.5 * w:
+        is_wide = len(faces) > 1 and pen.textlength(text, font) > 1.5 * w
+        if is_wide or not letters.issuperset(map(ord, text)):
             text = str(record["face"])
         width = round(pen.textlength(text, font)) + 6
         left, top = max(0, min(x, image.width - width)), max(0, y - size - 6)
@@ -1308,6 +1311,8 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
         try:
             known, _ = utils.index_folder(train_folder, names, **options)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
+            if split.table.in_train.all():
+                warn("every image is also in train")
         except UserError as error:  # train/ is not usable
             warn(f"not compared with the images of train: {error}")
     for line in unreadable:

@@ -9,7 +9,9 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
+import predict
 import utils
 
 NAMES = ["怒り", "悲しみ", "中立 $x$"]
@@ -76,3 +78,20 @@ def test_usual_names_need_only_the_default_font(tmp_path: Path) -> None:
     for names in (["angry", "fröhlich"], ["сердитый", "θυμός"], ARABIC):
         assert draw(names, tmp_path / "names.png") == names
         assert utils.find_fonts("".join(names)) == ["DejaVu Sans"]
+
+
+@pytest.mark.parametrize(
+    ("emotion", "expected"), [("happy", "1 Happy (90.0 %)"), ("怒り", "1")]
+)
+def test_a_label_has_letters_of_one_font_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emotion: str, expected: str
+) -> None:
+    install_font(tmp_path, "Kanji", "怒悲中立")
+    install_font(tmp_path, "Kana", "りしみ")
+    drawn = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a: drawn.append(a[2]))
+    record = dict.fromkeys(predict.BOX, 50) | {"status": "ok", "face": 1}
+    record |= {"emotion": emotion, "confidence": 0.9}
+    image = Image.new("RGB", (200, 200))
+    predict.draw_faces(image, [record], {emotion: "#66c2a5"})
+    assert drawn == [expected]
