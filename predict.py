@@ -91,6 +91,9 @@ class UsageError(UserError):
     """Wrong usage that shows only when files are looked at: exit code 2."""
 
 
+# --- Options ---
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; wrong usage exits with 2."""
     parser = utils.ArgumentParser(
@@ -139,6 +142,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("--format csv makes no sense with --evaluate")
     args.targets = [path for path in (args.output, args.plot, args.explain) if path]
     return args
+
+
+# --- What is read and what is written ---
 
 
 def is_drawn(path: str | Path) -> bool:
@@ -292,6 +298,9 @@ def describe_missing(image: str) -> str:
         return "a URL; save the picture, and name its file"
     camera = f"; the camera is webcam:{image}" if image.isdigit() else ""
     return f"no such file or folder{camera}"
+
+
+# --- Faces ---
 
 
 class Face(NamedTuple):
@@ -470,6 +479,9 @@ def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
     return [f._replace(box=tuple(round(scale * v) for v in f.box)) for f in found]
 
 
+# --- Classification ---
+
+
 def classify(network: utils.Network, faces: list[Face]) -> np.ndarray:
     """Return the class probabilities of faces, (n, num_classes)."""
     shape = -1, network.size, network.size
@@ -561,6 +573,9 @@ def find_emotions(
     read = functools.partial(read_faces, faces="auto", size=model.size)
     [(name, result)] = predict_files(model, [str(path)], read)
     return make_records(name, result, model.class_names, min_confidence=0)
+
+
+# --- Output ---
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -696,6 +711,9 @@ def report(records: list[dict[str, Any]]) -> bool:
     if message := records[0]["message"]:
         warn(f"error: {records[0]['path']}: {message}")
     return bool(message)
+
+
+# --- Pictures ---
 
 
 def occlude(
@@ -910,6 +928,9 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
     if ignored:
         warn(f"ignored, no pictures: {ignored}")
     return failed or ignored == len(paths)
+
+
+# --- Videos ---
 
 
 @dataclasses.dataclass
@@ -1268,6 +1289,9 @@ def plot_timeline(
     handles, labels = axes[0, 1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(names))
     return figure
+
+
+# --- The command ---
 
 
 def predict(args: argparse.Namespace) -> int:

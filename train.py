@@ -134,6 +134,9 @@ or try the drawn faces that are here already:
   python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5"""
 
 
+# --- Options ---
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; wrong usage exits with 2."""
     parser = utils.ArgumentParser(
@@ -182,6 +185,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.model_path.is_dir():
         parser.error(f"--model-path: {args.model_path} is a folder")
     return args
+
+
+# --- Data ---
 
 
 def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
@@ -347,6 +353,9 @@ def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
         print("every test image is also in train")
 
 
+# --- Augmentation ---
+
+
 class FaceGenerator(ImageDataGenerator):
     """ImageDataGenerator that rotates, shifts and zooms with Pillow instead of SciPy.
 
@@ -503,6 +512,9 @@ def choose_regularization(args: argparse.Namespace, images: int) -> dict[str, fl
     }
 
 
+# --- Network ---
+
+
 def build_model(
     input_shape: tuple[int, int, int],
     num_classes: int,
@@ -575,6 +587,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         self.moving_mean.assign(kept * self.moving_mean + new * mean)
         self.moving_variance.assign(kept * self.moving_variance + new * variance)
         return outputs
+
+
+# --- Optimizer ---
 
 
 class Muon(keras.optimizers.Muon):
@@ -691,6 +706,9 @@ def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
         raise UserError(
             f"{args.fine_tune}: its layers differ from build_model's"
         ) from error
+
+
+# --- Training ---
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -830,6 +848,9 @@ def fit(
     return plain_model, pd.DataFrame(checkpoint.history, index=epochs)
 
 
+# --- Model file, calibration, evaluation ---
+
+
 def check_saving(model: keras.Model, args: argparse.Namespace) -> None:
     """Save and load the untrained network, so that no training ends in a failure."""
     about = {"class_names": args.classes, "rescale": RESCALE}
@@ -958,6 +979,9 @@ def write_results(
     return metrics, [old.name, "history.csv", "metrics.json", *figures]
 
 
+# --- Plots ---
+
+
 def write_figures(
     history: pd.DataFrame, splits: Splits, metrics: dict, args: argparse.Namespace
 ) -> list[str]:
@@ -1039,6 +1063,9 @@ def plot_example_images(train: Split, class_names: Sequence[str], seed: int) -> 
         for axis, face in zip(row, train.faces(rows), strict=False):
             axis.imshow(face, cmap="gray", vmin=0, vmax=1)
     return figure
+
+
+# --- The command ---
 
 
 @contextlib.contextmanager

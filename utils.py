@@ -90,6 +90,9 @@ MAX_CHUNKS = 10_000  # of a chunked array
 MAX_ATTRIBUTE = 2**20  # bytes of an attribute
 
 
+# --- Messages, paths, processes ---
+
+
 def printable(text: object) -> str:
     """Escape characters that a terminal would not print, line ends among them."""
     return "".join(
@@ -192,6 +195,9 @@ def list_files(folder: Path) -> Iterator[str]:
         for name in sorted(names):
             if name[0] != "." and name.lower() not in IGNORED:
                 yield os.path.join(parent, name)
+
+
+# --- Pictures ---
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
@@ -324,6 +330,9 @@ def read_pixels(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
     if is_blank(image):
         raise OSError(f"{path}: {BLANK}")
     return to_pixels(image, size)
+
+
+# --- Index ---
 
 
 def list_folders(folder: Path) -> list[str]:
@@ -482,6 +491,9 @@ def index_folder(
             count = (table.emotion == name).sum()
             raise UserError(f"{path}: no image, {count} files of other kinds")
     return split, unreadable
+
+
+# --- Model file ---
 
 
 def check_heaps(content: bytes) -> None:
@@ -675,6 +687,9 @@ def describe_network(
     raw = any(isinstance(scale, float) and scale <= 0.1 for scale in scales)
     pixels = "0 to 255, which it scales itself" if raw else "0 to 1"
     return class_names, raw, f"taken for a network of gray pixels of {pixels}"
+
+
+# --- Layers ---
 
 
 def shape_of(x: Any) -> list[int]:
@@ -1011,6 +1026,9 @@ def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
     return g
 
 
+# --- Predictions ---
+
+
 def make_views(faces: np.ndarray) -> list[np.ndarray]:
     """Return views of faces (n, size, size, 1): scaled by each of SCALES, and mirrored.
 
@@ -1103,6 +1121,9 @@ def predict_split(network: Network, split: Split) -> np.ndarray:
     chunks = range(0, len(split.table), CHUNK)
     parts = [network.predict(split.faces(slice(i, i + CHUNK))) for i in chunks]
     return np.concatenate(parts)
+
+
+# --- Figures and plots ---
 
 
 def evaluate(network: Network, split: Split) -> dict[str, Any]:
@@ -1285,6 +1306,9 @@ def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
     title = f"{metrics['images']} test images, accuracy {accuracy}"
     axis.set(title=title, xlabel="predicted", ylabel="true")
     return figure
+
+
+# --- Writing files ---
 
 
 @contextlib.contextmanager
