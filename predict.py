@@ -92,8 +92,6 @@ class UsageError(UserError):
 
 
 # --- Options ---
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; wrong usage exits with 2."""
     parser = utils.ArgumentParser(
@@ -145,8 +143,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 # --- What is read and what is written ---
-
-
 def is_drawn(path: str | Path) -> bool:
     """Tell whether this script drew a file, by the mark in it, whatever its name is."""
     if not os.path.isfile(path):  # opening a pipe would wait for ever
@@ -301,8 +297,6 @@ def describe_missing(image: str) -> str:
 
 
 # --- Faces ---
-
-
 class Face(NamedTuple):
     """A face to classify: its pixels, uint8 (size, size), and where it was found."""
 
@@ -480,8 +474,6 @@ def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
 
 
 # --- Classification ---
-
-
 def classify(network: utils.Network, faces: list[Face]) -> np.ndarray:
     """Return the class probabilities of faces, (n, num_classes)."""
     shape = -1, network.size, network.size
@@ -576,8 +568,6 @@ def find_emotions(
 
 
 # --- Output ---
-
-
 def describe(record: dict[str, Any]) -> str:
     """Return a face's emotion, like Happy (93.1 %), or Unsure (Happy 41.0 %)."""
     emotion, sure = record["emotion"].capitalize(), percent(record["confidence"])
@@ -714,8 +704,6 @@ def report(records: list[dict[str, Any]]) -> bool:
 
 
 # --- Pictures ---
-
-
 def occlude(
     network: utils.Network, pixels: np.ndarray, probabilities: np.ndarray
 ) -> np.ndarray:
@@ -931,8 +919,6 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
 
 
 # --- Videos ---
-
-
 @dataclasses.dataclass
 class Track:
     """A face in a video: its number, first pixels, last box, and answers over time."""
@@ -1292,8 +1278,6 @@ def plot_timeline(
 
 
 # --- The command ---
-
-
 def predict(args: argparse.Namespace) -> int:
     """Print what each input shows; return 1 if one has no face or is unreadable."""
     paths, found = find_images(args.image, args.targets)

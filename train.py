@@ -135,8 +135,6 @@ or try the drawn faces that are here already:
 
 
 # --- Options ---
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; wrong usage exits with 2."""
     parser = utils.ArgumentParser(
@@ -188,8 +186,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 # --- Data ---
-
-
 def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
     """Find the folders of training and test images.
 
@@ -354,8 +350,6 @@ def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
 
 
 # --- Augmentation ---
-
-
 class FaceGenerator(ImageDataGenerator):
     """ImageDataGenerator that rotates, shifts and zooms with Pillow instead of SciPy.
 
@@ -513,8 +507,6 @@ def choose_regularization(args: argparse.Namespace, images: int) -> dict[str, fl
 
 
 # --- Network ---
-
-
 def build_model(
     input_shape: tuple[int, int, int],
     num_classes: int,
@@ -590,8 +582,6 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 # --- Optimizer ---
-
-
 class Muon(keras.optimizers.Muon):
     """Muon (Jordan et al. 2024) for the kernels of convolutions, too.
 
@@ -709,8 +699,6 @@ def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
 
 
 # --- Training ---
-
-
 class Checkpoint(keras.callbacks.Callback):
     """Save everything that a run needs to continue, in one file, after each epoch.
 
@@ -849,8 +837,6 @@ def fit(
 
 
 # --- Model file, calibration, evaluation ---
-
-
 def check_saving(model: keras.Model, args: argparse.Namespace) -> None:
     """Save and load the untrained network, so that no training ends in a failure."""
     about = {"class_names": args.classes, "rescale": RESCALE}
@@ -980,8 +966,6 @@ def write_results(
 
 
 # --- Plots ---
-
-
 def write_figures(
     history: pd.DataFrame, splits: Splits, metrics: dict, args: argparse.Namespace
 ) -> list[str]:
@@ -1066,8 +1050,6 @@ def plot_example_images(train: Split, class_names: Sequence[str], seed: int) -> 
 
 
 # --- The command ---
-
-
 @contextlib.contextmanager
 def lock_model(model_path: Path) -> Generator[None, None, None]:
     """Lock a model path, and the files beside it, for this process.

@@ -91,8 +91,6 @@ MAX_ATTRIBUTE = 2**20  # bytes of an attribute
 
 
 # --- Messages, paths, processes ---
-
-
 def printable(text: object) -> str:
     """Escape characters that a terminal would not print, line ends among them."""
     return "".join(
@@ -198,8 +196,6 @@ def list_files(folder: Path) -> Iterator[str]:
 
 
 # --- Pictures ---
-
-
 def to_8_bits(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to L (gray) or RGB, 8 bits a channel.
 
@@ -333,8 +329,6 @@ def read_pixels(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
 
 
 # --- Index ---
-
-
 def list_folders(folder: Path) -> list[str]:
     """Return the names of a folder's own folders, sorted, without hidden ones."""
     if not os.path.isdir(folder):
@@ -494,8 +488,6 @@ def index_folder(
 
 
 # --- Model file ---
-
-
 def check_heaps(content: bytes) -> None:
     """Refuse a file in which HDF5 1.14 would loop for ever, even after Ctrl-C.
 
@@ -690,8 +682,6 @@ def describe_network(
 
 
 # --- Layers ---
-
-
 def shape_of(x: Any) -> list[int]:
     """Return the shape of a node without its batch axis."""
     return [size.get_length() for size in list(x.get_output_partial_shape(0))[1:]]
@@ -1027,8 +1017,6 @@ def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
 
 
 # --- Predictions ---
-
-
 def make_views(faces: np.ndarray) -> list[np.ndarray]:
     """Return views of faces (n, size, size, 1): scaled by each of SCALES, and mirrored.
 
@@ -1124,8 +1112,6 @@ def predict_split(network: Network, split: Split) -> np.ndarray:
 
 
 # --- Figures and plots ---
-
-
 def evaluate(network: Network, split: Split) -> dict[str, Any]:
     """Measure a network on the images of a split.
 
@@ -1309,8 +1295,6 @@ def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
 
 
 # --- Writing files ---
-
-
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Write a file as a whole or not at all: yield a hidden path beside it.
