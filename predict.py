@@ -889,8 +889,11 @@ def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
             save_figure(plot_faces(image, records, heats), target, dpi=DPI)
 
 
-def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
-    """Classify the faces in pictures; return whether anything is wrong with one."""
+def predict_pictures(run: Run, paths: list[str], found: set[str], total: int) -> bool:
+    """Classify the faces in pictures; return whether anything is wrong with one.
+
+    Other files that were found in folders are ignored, if not all of the total are.
+    """
     args, network = run.args, run.network
     if is_copy(args.plot):
         raise UsageError(f"{args.plot}: is a video file, but {paths[0]} is not a video")
@@ -915,7 +918,7 @@ def predict_pictures(run: Run, paths: list[str], found: set[str]) -> bool:
                 draw(run, path, [] if isinstance(result, OSError) else result)
     if ignored:
         warn(f"ignored, no pictures: {ignored}")
-    return failed or ignored == len(paths)
+    return failed or ignored == total
 
 
 # --- Videos ---
@@ -1228,9 +1231,10 @@ def copying(
         try:
             writer.send(None)
             yield copy
-            writer.close()
         except OSError as error:
             raise failure from error
+        finally:
+            writer.close()  # or FFmpeg could write the file again after it is deleted
         if count_frames(file) < next(written):  # FFmpeg does not report a full disk
             raise failure
 
@@ -1292,7 +1296,7 @@ def predict(args: argparse.Namespace) -> int:
             for path in group:
                 failed |= predict_video(run, path, video["fps"])
         else:
-            failed |= predict_pictures(run, list(group), found)
+            failed |= predict_pictures(run, list(group), found, len(paths))
     return int(failed)
 
 
@@ -1332,7 +1336,9 @@ def evaluate(args: argparse.Namespace) -> int:
     """Measure the model on a folder; return 1 if a file in it is unreadable."""
     network = load_model(args)
     split, unreadable = index_crops(args.evaluate, network)
-    used = check_targets(args, [*utils.list_files(args.evaluate)])
+    folders = utils.match_folders(args.evaluate, network.class_names).values()
+    inputs = itertools.chain.from_iterable(map(utils.list_files, folders))
+    used = check_targets(args, list(inputs))
     metrics = utils.evaluate(network, split)
     text = utils.describe_metrics(metrics, network.class_names)
     if args.format == "json":

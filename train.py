@@ -210,7 +210,7 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
     missing = data_dir / ("test" if train else "train")
     tables = sorted(path.name for path in data_dir.glob("*.csv"))
     found = f"; found instead: {', '.join(names + tables)}" if names or tables else ""
-    if len(names) > 1 and not (train or test):
+    if utils.are_class_names(names) and not (train or test):
         found += f"; to train on these: --classes {utils.join_command(names)}"
     is_own = data_dir == utils.of_project(DATA_DIR)  # which holds data/demo
     hint = f". {GET_DATA}" if is_own or not found else ""
@@ -238,7 +238,8 @@ def index_csv(
         raise OSError(f"{place}: not 48 x 48 values of 0 to 255, or all equal")
 
     try:
-        rows = pd.read_csv(path, dtype=str, skipinitialspace=True, na_filter=False)
+        options = {"skipinitialspace": True, "na_filter": False, "compression": None}
+        rows = pd.read_csv(path, dtype=str, **options)
         rows = rows.rename(columns=str.strip)[["emotion", "pixels", "Usage"]]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip()
@@ -255,13 +256,13 @@ def index_csv(
     rows = rows.dropna(subset="emotion").sort_values("emotion", kind="stable")
     for split, usage in {"train": "Training", "test": "PublicTest"}.items():
         part = rows[rows.Usage.str.strip() == usage].reset_index(drop=True)
-        if missing := set(class_names) - set(part.emotion):
-            names = ", ".join(sorted(missing))
-            raise UserError(f"{path}: no image of {names} whose Usage is {usage}")
         items = list(zip(part.path, part.pixels, strict=True))
         splits[split], lines = utils.index_images(
             part[["path", "emotion"]], items, parse, scratch
         )
+        if missing := set(class_names) - set(splits[split].table.emotion):
+            names = ", ".join(sorted(missing))
+            raise UserError(f"{path}: no image of {names} whose Usage is {usage}")
         unreadable[split] = unreadable.get(split, []) + lines
     return splits, unreadable
 
@@ -674,9 +675,11 @@ def read_widths(args: argparse.Namespace) -> None:
     convolutions = [shape for shape in kernels if len(shape) == 4]
     # The first is half as wide as the first block, which has two, as each block has.
     args.filters = [shape[-1] for shape in convolutions[1::2]] or FILTERS
-    args.dense_units = kernels[-2:][0][-1]
+    args.dense_units = kernels[-2:][0][-1] if kernels else DENSE_UNITS
     if given not in ((FILTERS, DENSE_UNITS), (args.filters, args.dense_units)):
-        raise UserError(f"{args.fine_tune}: has its own --filters and --dense-units")
+        raise UserError(
+            f"{args.fine_tune}: has its own --filters and --dense-units; omit both"
+        )
     if IMAGE_SIZE >> len(args.filters) < 1:
         raise UserError(f"{args.fine_tune}: its layers differ from build_model's")
 
@@ -795,6 +798,7 @@ def fit(
         The network, in float32, and its history: loss, accuracy, val_loss and
         val_accuracy of each epoch, counted from 1.
     """
+    keras.backend.clear_session()  # so that layers are always named alike
     path = checkpoint_path(args.model_path)
     checkpoint = Checkpoint(path, make_settings(args, train, validation))
     if args.resume:
@@ -1102,6 +1106,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         model, history = fit(splits["train"], validation, args)
         metrics, names = write_results(model, history, splits, args)
+    except BrokenPipeError:  # nobody reads stdout
+        raise
     except OSError as error:
         then = "use --resume" if checkpoint.exists() else "try again"
         message = f"{folder}: cannot write there: {error}. Fix it, then {then}"
@@ -1148,9 +1154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"train.py: error: {error}") from None
     except KeyboardInterrupt as stop:
         kept = checkpoint_path(args.model_path).exists()
-        what = (
-            "run again with --resume to continue" if kept else "no epoch was complete"
-        )
+        what = "--resume continues the training" if kept else "no epoch was complete"
         print(f"train.py: stopped; {what}", file=sys.stderr)
         code = 128 + (stop.args[0] if stop.args else signal.SIGINT)
         raise SystemExit(code) from None

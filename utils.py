@@ -87,7 +87,8 @@ MAX_SETTING = 2**20  # largest number in the settings of a layer
 MAX_VALUES = 2**20  # in the output of a layer for one face
 MAX_BYTES = 2 * 10**8  # of a model file, and of its arrays together
 MAX_CHUNKS = 10_000  # of a chunked array
-MAX_ATTRIBUTE = 2**20  # bytes of an attribute
+MAX_ATTRIBUTE = 2**20  # bytes of an attribute, and of a text in a heap
+MAX_WEIGHTS = 16  # arrays of a layer
 
 
 # --- Messages, paths, processes ---
@@ -265,7 +266,7 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
                 pixels = max(pixels, math.prod(tile))
             if pixels > Image.MAX_IMAGE_PIXELS:
                 raise OSError(TOO_LARGE)
-            if MARK in image.info.get("exif", b""):
+            if MARK in (image.info.get("exif") or b""):
                 raise OSError(f"{MARK.decode()}; name the photo itself")
             width = image.width
             if reduce_to:
@@ -470,7 +471,7 @@ def index_folder(
         found = list_folders(folder)
         message = f"{folder}: no folder {', '.join(missing)}; found instead: "
         message += ", ".join(found) or "nothing"
-        if len(found) > 1 and not partial:
+        if are_class_names(found) and not partial:
             message += f"; to train on these: --classes {join_command(found)}"
         raise UserError(message)
     rows = [(path, name) for name in folders for path in list_files(folders[name])]
@@ -500,6 +501,8 @@ def check_heaps(content: bytes) -> None:
             number, size = struct.unpack_from("<H6xQ", content, place)
             if (number == 0 and size < 16) or next(steps) > 10**6:
                 raise ValueError("HDF5 would never finish reading it")
+            if number and size > MAX_ATTRIBUTE:
+                raise ValueError("a text in it is too long")
             place += size if number == 0 else 16 + (size + 7) // 8 * 8
 
 
@@ -544,7 +547,7 @@ def find_weights(file: h5py.File, layer: str) -> dict[str, str]:
     if not isinstance(group, h5py.Group) or "weight_names" not in group.attrs:
         raise ValueError(f"its {place} lists no weights")
     attribute = group.attrs.get_id("weight_names")
-    if attribute.get_storage_size() > MAX_ATTRIBUTE:
+    if math.prod(attribute.shape or ()) > MAX_WEIGHTS:
         raise ValueError(f"its {place} lists too many weights")
     names = [os.fsdecode(name) for name in group.attrs["weight_names"]]
     return {
@@ -1065,6 +1068,14 @@ class Network:
         return means
 
 
+def gives_probabilities(layers: list[dict[str, Any]]) -> bool:
+    """Tell whether the last layer that changes values gives probabilities."""
+    passing = re.compile(f"Flatten|Reshape|GlobalAverage.*|{TRAINING_ONLY.pattern}")
+    end = next(x for x in reversed(layers) if not passing.fullmatch(x["class_name"]))
+    activation = end["config"].get("activation", end["class_name"].lower())
+    return activation in ("softmax", "sigmoid", "hard_sigmoid")
+
+
 def load_model(path: str | Path, class_names: list[str] | None = None) -> Network:
     """Load a model file that train.py wrote or, given class names, one of Keras.
 
@@ -1091,9 +1102,7 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
         if shape != [len(names)]:
             count = "x".join(map(str, shape))
             raise ValueError(f"it has {count} outputs for {len(names)} classes")
-        end = config["layers"][-1]
-        activation = end["config"].get("activation", end["class_name"].lower())
-        if assumed and activation not in ("softmax", "sigmoid"):
+        if assumed and not gives_probabilities(config["layers"]):
             graph.output = graph.op.softmax(graph.output, -1)
             assumed += ", and of logits"
         return Network(graph, names, assumed)

@@ -137,6 +137,13 @@ NETWORKS: dict[str, tuple[Callable[[], keras.Model], Callable | None, str]] = {
     "raw": (lambda: chain(48, layers.Rescaling(1 / 255)), None, RAW),
     "logits": (lambda: chain(end="linear"), None, f"{UNIT}, and of logits"),
     "other logits": (lambda: chain(end="relu"), None, f"{UNIT}, and of logits"),
+    "a layer after softmax": (
+        lambda: keras.Sequential(
+            [keras.Input((48, 48, 1)), *chain().layers, layers.Dropout(0.5)]
+        ),
+        None,
+        UNIT,
+    ),
     "another's layers": (borrowed, None, f"{UNIT}, and of logits"),
 }
 

@@ -96,7 +96,7 @@ def test_no_hdf5(path: Path, whole: bytes, content: bytes | str) -> None:
         ("class_names", '["=1+1", "b", "c"]', "its class names are "),
         ("class_names", ["x" * 999] * 99, "its class_names is no text, or too long"),
         ("class_names", "[" * 100_000, ""),
-        ("class_names", " " * 2**21, "its class_names is no text, or too long"),
+        ("class_names", " " * 2**21, "a text in it is too long"),
         ("model_config", "{}", ""),
         ("model_config", '{"class_name": "Functional", "config": {"layers": []}}', ""),
         ("model_config", '{"class_name": "Sequential", "config": {"layers": []}}', ""),
@@ -109,6 +109,26 @@ def test_attributes(path: Path, name: str, value: object, reason: str) -> None:
         if value is not None:
             file.attrs[name] = value
     assert reason in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (None, "its model_weights/dense lists no weights"),
+        (["x"] * 17, "its model_weights/dense lists too many weights"),
+        (["kernel"], "its model_weights/dense/kernel is not in it"),
+        ([".."], "its dense/kernel is not in it"),
+        ([], "its dense/kernel is not in it"),
+        ([1], "expected str"),
+    ],
+)
+def test_names_of_arrays(path: Path, names: list | None, reason: str) -> None:
+    with h5py.File(path, "r+") as file:
+        attributes = file["model_weights/dense"].attrs
+        del attributes["weight_names"]
+        if names is not None:
+            attributes["weight_names"] = names
+    assert refusal(path).startswith(reason)
 
 
 @pytest.mark.parametrize(

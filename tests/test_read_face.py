@@ -132,6 +132,12 @@ def test_scaling_down_does_not_alias(tmp_path: Path) -> None:
     assert np.abs(pixels - 127.5).max() <= 5  # 127.5 without a filter
 
 
+def test_heic_without_exif(tmp_path: Path) -> None:
+    image = Image.fromarray(np.kron(GRAY[::8, ::8], np.ones((8, 8), np.uint8)))
+    pixels = utils.read_pixels(write(tmp_path / "photo.heic", image, quality=95))
+    assert np.abs(np.subtract(pixels, image, dtype=int)).mean() < 9
+
+
 def test_heic_stands_upright(tmp_path: Path) -> None:
     upright = Image.fromarray(np.kron(GRAY[::8, ::8], np.ones((16, 16), np.uint8)))
     lying = upright.transpose(Image.Transpose.ROTATE_90)

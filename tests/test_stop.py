@@ -43,12 +43,12 @@ def test_real_processes_are_stopped_and_go_on(checkout: Path, tmp_path: Path) ->
 
     result = stop_in_epoch(checkout, words, 2, signal.SIGINT)
     assert result.returncode == 130
-    assert result.stderr == "train.py: stopped; run again with --resume to continue\n"
+    assert result.stderr == "train.py: stopped; --resume continues the training\n"
 
     result = stop_in_epoch(checkout, [*words, "--resume"], 3, signal.SIGTERM)
     assert result.returncode == 143
     assert result.stdout.count("Resumed after epoch 1 of 4.\n") == 1
-    assert result.stderr == "train.py: stopped; run again with --resume to continue\n"
+    assert result.stderr == "train.py: stopped; --resume continues the training\n"
 
     run_train(tree, tmp_path / "m.h5", *options)
     run_train(tree, folder / "m.h5", *options, "--resume")
