@@ -87,15 +87,7 @@ Splits = dict[str, Split]  # train, test, and validation if one is held out
 DATA_DIR = Path("data")
 TEST_NAMES = ["test", "validation", "valid", "val"]  # folders; the first found is used
 TEST_FRACTION = 0.2  # fraction of the images, if there is no folder of test images
-FER2013_CLASSES = [
-    "angry",
-    "disgust",
-    "fear",
-    "happy",
-    "sad",
-    "surprise",
-    "neutral",
-]  # 0 to 6
+FER2013_CLASSES = "angry disgust fear happy sad surprise neutral".split()  # 0 to 6
 
 # The recipe.
 CLASS_NAMES = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
@@ -677,9 +669,8 @@ def read_widths(args: argparse.Namespace) -> None:
     args.filters = [shape[-1] for shape in convolutions[1::2]] or FILTERS
     args.dense_units = kernels[-2:][0][-1] if kernels else DENSE_UNITS
     if given not in ((FILTERS, DENSE_UNITS), (args.filters, args.dense_units)):
-        raise UserError(
-            f"{args.fine_tune}: has its own --filters and --dense-units; omit both"
-        )
+        message = "has its own --filters and --dense-units; omit both"
+        raise UserError(f"{args.fine_tune}: {message}")
     if IMAGE_SIZE >> len(args.filters) < 1:
         raise UserError(f"{args.fine_tune}: its layers differ from build_model's")
 
@@ -798,7 +789,6 @@ def fit(
         The network, in float32, and its history: loss, accuracy, val_loss and
         val_accuracy of each epoch, counted from 1.
     """
-    keras.backend.clear_session()  # so that layers are always named alike
     path = checkpoint_path(args.model_path)
     checkpoint = Checkpoint(path, make_settings(args, train, validation))
     if args.resume:
@@ -913,11 +903,8 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     truth = np.eye(probabilities.shape[1])[labels]
 
     def brier_score(temperature: float) -> float:
-        return (
-            ((apply_temperature(probabilities, temperature) - truth) ** 2)
-            .sum(axis=1)
-            .mean()
-        )
+        difference = apply_temperature(probabilities, temperature) - truth
+        return (difference**2).sum(axis=1).mean()
 
     return float(minimize_scalar(brier_score, bounds=(0.1, 10), method="bounded").x)
 

@@ -49,7 +49,8 @@ LARGE_IMAGE = 2**24  # pixels of an image
 MAX_FRAMES = 20  # of an animation, searched for one that shows something
 MIN_SIDE = 12  # pixels a side of an image of a face, at least
 Image.MAX_IMAGE_PIXELS = 250_000_000  # for phones' photos; Pillow's limit is 89 million
-NEARLY_BLACK, DIM = 8, 32  # brightest values: below, an image is blank; is brightened
+NEARLY_BLACK = 8  # of 255; an image with no brighter pixel shows nothing
+DIM = 32  # of 255; an image with no brighter pixel is brightened
 BLANK = f"shows nothing: nearly black or of one gray or below {MIN_SIDE} pixels a side"
 TOO_LARGE = "too large; 250 million pixels at most: scale it down"
 CHUNK = 64  # files, or faces, that go through the network together
@@ -220,9 +221,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(white, image.convert("RGBA"))
     image = image if image.mode == "L" else image.convert("RGB")
     brightest = np.max(image.getextrema())
-    if (
-        NEARLY_BLACK <= brightest < DIM
-    ):  # as Pillow reads 12-bit values in 16-bit colors
+    # Pillow reads 12-bit values in 16-bit colors as values below 16.
+    if NEARLY_BLACK <= brightest < DIM:
         levels = [min(255, 255 * value // brightest) for value in range(256)]
         image = image.point(levels * len(image.getbands()))
     return image
@@ -480,9 +480,8 @@ def index_folder(
     read = functools.partial(read_pixels, size=size)
     split, unreadable = index_images(table, list(table.path), read, scratch)
     for name, path in folders.items():
-        if name not in split.table.emotion.values and not (
-            partial and len(split.table)
-        ):
+        is_needed = not partial or not len(split.table)
+        if is_needed and name not in split.table.emotion.values:
             count = (table.emotion == name).sum()
             raise UserError(f"{path}: no image, {count} files of other kinds")
     return split, unreadable
@@ -547,7 +546,8 @@ def find_weights(file: h5py.File, layer: str) -> dict[str, str]:
     if not isinstance(group, h5py.Group) or "weight_names" not in group.attrs:
         raise ValueError(f"its {place} lists no weights")
     attribute = group.attrs.get_id("weight_names")
-    if math.prod(attribute.shape or ()) > MAX_WEIGHTS:
+    size = attribute.get_storage_size()
+    if math.prod(attribute.shape or ()) > MAX_WEIGHTS or size > MAX_ATTRIBUTE:
         raise ValueError(f"its {place} lists too many weights")
     names = [os.fsdecode(name) for name in group.attrs["weight_names"]]
     return {
