@@ -546,8 +546,9 @@ def find_weights(file: h5py.File, layer: str) -> dict[str, str]:
     if not isinstance(group, h5py.Group) or "weight_names" not in group.attrs:
         raise ValueError(f"its {place} lists no weights")
     attribute = group.attrs.get_id("weight_names")
-    size = attribute.get_storage_size()
-    if math.prod(attribute.shape or ()) > MAX_WEIGHTS or size > MAX_ATTRIBUTE:
+    count = math.prod(attribute.shape or ())
+    size = attribute.get_storage_size() if count else 0
+    if count > MAX_WEIGHTS or size > MAX_ATTRIBUTE:
         raise ValueError(f"its {place} lists too many weights")
     names = [os.fsdecode(name) for name in group.attrs["weight_names"]]
     return {
