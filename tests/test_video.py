@@ -328,7 +328,7 @@ def test_a_terminal_has_one_line_for_a_camera(
 
 
 @UNIX
-@pytest.mark.parametrize("ending", ["mp4", "mkv", "webm", "avi"])
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "webm"])
 def test_a_copy_on_a_full_disk(
     clip: Path, tmp_path: Path, ending: str, ask: Ask
 ) -> None:
