@@ -32,6 +32,9 @@ LINUX = pytest.mark.skipif(
 CROP = ROOT / "data" / "demo" / "test" / "happy" / "03.png"
 PORTRAIT = ROOT / "data" / "astronaut.jpg"
 EMOTIONS = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
+# Small networks take longer to become graphs than to train. The processes of
+# test_demo.py and test_stop.py train as users do.
+train.tf.config.run_functions_eagerly(True)
 Ask = Callable[..., tuple[int | str | None, str, str]]  # as of the fixture ask
 
 
