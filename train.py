@@ -45,36 +45,29 @@ from scipy.special import softmax
 import utils
 from utils import IMAGE_SIZE, RESCALE, WORKERS, Split, UserError, printable
 
+# TensorFlow leaves oneDNN's faster kernels off on processors without AVX-512 VNNI.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 
 @contextlib.contextmanager
-def starting_tensorflow() -> Generator[None, None, None]:
-    """Set TensorFlow up for its first import, and silence its start-up lines.
-
-    Its C++ part writes them straight to stderr, where no log level reaches them.
-    Errors in Python are still raised as exceptions.
-    """
-    # TensorFlow leaves oneDNN's faster kernels off on processors without AVX-512 VNNI.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Without a console (pythonw) there are no streams, and Keras would miss them.
-    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
-    sys.stderr.flush()
-    with contextlib.ExitStack() as after:
-        with contextlib.suppress(OSError):  # no stderr to silence, either
-            stderr = os.dup(2)
-            after.callback(os.close, stderr)
-            after.callback(os.dup2, stderr, 2)
-            with open(os.devnull, "w") as devnull:
-                os.dup2(devnull.fileno(), 2)
-        handler = signal.getsignal(signal.SIGINT)
-        is_script = __name__ == "__main__" and not utils.is_interactive()
-        if is_script and handler is signal.default_int_handler:
-            after.callback(signal.signal, signal.SIGINT, handler)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback
+def silencing_stderr() -> Generator[None, None, None]:
+    """Silence what C++ code writes straight to stderr, past every log level."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # there is none
         yield
+        return
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-with starting_tensorflow():
+with silencing_stderr():  # as TensorFlow starts
     import keras
     import tensorflow as tf
 
@@ -583,8 +576,6 @@ class Muon(keras.optimizers.Muon):
     updates the rest: gamma, beta, and the output layer.
     """
 
-    matrix_dtype = "float32"  # of the matrix products
-
     def _should_use_adamw(self, variable: keras.Variable) -> bool:
         return len(variable.shape) < 2 or OUTPUT_LAYER in variable.path
 
@@ -594,10 +585,9 @@ class Muon(keras.optimizers.Muon):
 
     def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
         """Return the orthogonal matrix nearest to a kernel (..., filters), scaled."""
-        matrix = tf.cast(tf.reshape(x, (-1, x.shape[-1])), self.matrix_dtype)
+        matrix = tf.reshape(x, (-1, x.shape[-1]))
         step = super().zeropower_via_newtonschulz5(matrix, steps)
-        step = self.rms_rate * max(matrix.shape) ** 0.5 * tf.cast(step, x.dtype)
-        return tf.reshape(step, x.shape)
+        return tf.reshape(self.rms_rate * max(matrix.shape) ** 0.5 * step, x.shape)
 
 
 def choose_precision() -> str:
@@ -627,8 +617,6 @@ def compile_model(model: keras.Model, learning_rate: float, steps: int) -> None:
     )
     muon = Muon(schedule, weight_decay=WEIGHT_DECAY, adam_weight_decay=WEIGHT_DECAY)
     muon.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    if model.compute_dtype == "bfloat16":
-        muon.matrix_dtype = "bfloat16"
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
     model.compile(
         muon, loss, metrics=["accuracy"], steps_per_execution=STEPS_PER_EXECUTION
@@ -846,27 +834,15 @@ def check_saving(model: keras.Model, args: argparse.Namespace) -> None:
 def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
     """Write a model file: network, weights, and each value of about as JSON.
 
-    Kernels are rounded to float16, which halves the file. Keras loads them as float32,
-    and ignores the root attributes in which about is stored.
+    Keras ignores the root attributes in which about is stored.
     """
     # HDF5 does not end well on a full disk: find out first whether everything fits.
     path.write_bytes(os.urandom(4 * model.count_params() + utils.MAX_ATTRIBUTE))
     logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is considered legacy"
     model.save(path, include_optimizer=False)
-    whole = io.BytesIO(path.read_bytes())
-    with h5py.File(whole) as source, h5py.File(path, "w") as target:
-
-        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(item, h5py.Group):
-                target.create_group(name).attrs.update(item.attrs)
-            else:
-                dtype = np.float16 if name.endswith("/kernel") else item.dtype
-                target[name] = item[...].astype(dtype)
-
-        source.visititems(copy)
-        target.attrs.update(source.attrs)
+    with h5py.File(path, "r+") as file:
         for name, value in about.items():
-            target.attrs[name] = json.dumps(value)
+            file.attrs[name] = json.dumps(value)
 
 
 def describe_run(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
@@ -1130,6 +1106,8 @@ def terminate(number: int, frame: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; expected failures end in one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are reported by name
+    # Without a console (pythonw) there are no streams.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     # File names may hold any bytes, and logs should show each epoch when it ends.
     utils.reconfigure(sys.stdout, errors="backslashreplace", line_buffering=True)
     args = parse_args(argv)

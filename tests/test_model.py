@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CLASSES, SMALL, save_model, small_model
+from conftest import CLASSES, SMALL, assert_same_arrays, save_model, small_model
 from scipy import ndimage
 
 import train
@@ -88,20 +88,18 @@ def test_optimizer_and_loss(model: keras.Model) -> None:
     assert by_muon == [v for v in variables if v.name == "kernel"][:-1]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
-def test_steps_of_kernels_are_orthogonal(dtype: str, tolerance: float) -> None:
+def test_steps_of_kernels_are_orthogonal() -> None:
     # The reference is NumPy's singular value decomposition: Muon keeps a gradient's
     # directions, and makes them about equally long.
     gradient = np.random.default_rng(1).normal(size=(3, 3, 4, 8)).astype(np.float32)
     optimizer = train.Muon()
-    optimizer.matrix_dtype = dtype
     gradients, steps = train.tf.constant(gradient), optimizer.ns_steps
     step = optimizer.zeropower_via_newtonschulz5(gradients, steps).numpy()
     assert (step.shape, step.dtype) == (gradient.shape, gradient.dtype)
     left, _, right = np.linalg.svd(gradient.reshape(36, 8), full_matrices=False)
     lengths = left.T @ step.reshape(36, 8) @ right.T / (0.2 * 36**0.5)
     diagonal = np.diag(lengths)
-    np.testing.assert_allclose(lengths - np.diag(diagonal), 0, atol=tolerance)
+    np.testing.assert_allclose(lengths - np.diag(diagonal), 0, atol=1e-5)
     assert 0.6 < diagonal.min() < diagonal.max() < 1.3
 
 
@@ -183,11 +181,8 @@ def test_a_saved_model_comes_back(model: keras.Model, tmp_path: Path) -> None:
     network = utils.load_model(path)
     assert network.class_names == CLASSES
     predicted = network.predict(faces, tta=False)
-    np.testing.assert_allclose(predicted, model.predict_on_batch(faces), atol=1e-3)
-    for new, old in zip(network.weights, model.weights, strict=True):
-        is_kernel = old.name == "kernel"
-        expected = old.numpy().astype(np.float16) if is_kernel else old.numpy()
-        np.testing.assert_array_equal(new, expected)
+    np.testing.assert_allclose(predicted, model.predict_on_batch(faces), atol=1e-5)
+    assert_same_arrays(network.weights, model.get_weights())
     with h5py.File(path) as file:
         assert json.loads(file.attrs["seed"]) == 3
         assert "optimizer_weights" not in file

@@ -101,18 +101,6 @@ def test_train(
     plt.close(figure)
 
 
-def test_an_interrupt_while_tensorflow_is_imported_leaves_the_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    fake_notebook(monkeypatch)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with train.starting_tensorflow():
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def python(words: str, text: str = "", redirect: str = "") -> str:
     """Run python in a shell, with a text on stdin; return what it prints and code."""
     command = f"{shlex.quote(sys.executable)} {words} {redirect}\necho $?"
