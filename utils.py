@@ -1127,13 +1127,15 @@ def evaluate(network: Network, split: Split) -> dict[str, Any]:
 
     Returns:
         classification_metrics of all images as test; and, if the table has a column
-        in_train, of those that are not in train, as leak_free.
+        in_train, of those that are not in train, as not_in_train.
     """
     probabilities, labels = predict_split(network, split), split.labels
     metrics = {"test": classification_metrics(labels, probabilities)}
     if "in_train" in split.table:
         new = ~split.table.in_train.to_numpy()
-        metrics["leak_free"] = classification_metrics(labels[new], probabilities[new])
+        metrics["not_in_train"] = classification_metrics(
+            labels[new], probabilities[new]
+        )
     return metrics
 
 
@@ -1143,7 +1145,7 @@ def classification_metrics(
     """Compare probabilities, shape (n, num_classes), with true class indices, (n,).
 
     Returns:
-        images, their number; accuracy and macro_recall (balanced accuracy), in [0, 1];
+        images, their number; accuracy and balanced_accuracy, in [0, 1];
         precision, recall and f1 per class, in [0, 1], 0 where undefined;
         confusion_matrix, counts, one row per true class; and calibration_metrics.
     """
@@ -1160,7 +1162,7 @@ def classification_metrics(
     return {
         "images": len(labels),
         "accuracy": right.mean(),
-        "macro_recall": recall[counts > 0].mean(),
+        "balanced_accuracy": recall[counts > 0].mean(),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
         "f1": f1.tolist(),
@@ -1172,10 +1174,10 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
     """Compare confidences with whether answers were right, both of shape (n,).
 
     Returns:
-        calibration_error, the expected calibration error (ECE) in 15 bins of equal
-        width (Guo et al. 2017), in [0, 1]; reliability, the number of images, mean
-        confidence and accuracy of each bin, 0 if empty; and coverage, rows of a
-        confidence, the share of images that reach it, and their accuracy.
+        ece, the expected calibration error in 15 bins of equal width (Guo et al.
+        2017), in [0, 1]; reliability, the number of images, mean confidence and
+        accuracy of each bin, 0 if empty; and coverage, rows of a confidence, the share
+        of images that reach it, and their accuracy.
     """
     edges = np.linspace(0, 1, 16)
     which = np.digitize(confidences, edges[1:-1])
@@ -1185,7 +1187,7 @@ def calibration_metrics(confidences: np.ndarray, right: np.ndarray) -> dict[str,
     sure = {limit: right[confidences >= limit] for limit in (0.5, 0.6, 0.7, 0.8)}
     bins = {"images": images, "confidence": confidence, "accuracy": accuracy}
     return {
-        "calibration_error": np.abs(accuracy - confidence) @ images / len(right),
+        "ece": np.abs(accuracy - confidence) @ images / len(right),
         "reliability": {name: values.tolist() for name, values in bins.items()},
         "coverage": [
             [limit, len(part) / len(right), part.sum() / max(len(part), 1)]
@@ -1220,7 +1222,7 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str
     for limit, share, accuracy in test["coverage"]:
         lines.append(f"{limit:19} {percent(share):>7} {percent(accuracy):>9}")
     most = int(confusion.sum(axis=1).argmax())
-    for name, place in {"test": "all", "leak_free": "not also in train"}.items():
+    for name, place in {"test": "all", "not_in_train": "not also in train"}.items():
         part = metrics.get(name, {"images": 0})
         count = part["images"]
         if not count or (name != "test" and count == test["images"]):
@@ -1231,9 +1233,9 @@ def describe_metrics(metrics: dict[str, Any], class_names: Sequence[str]) -> str
             "",
             f"Test accuracy {percent(part['accuracy'])} ± {percent(spread)} "
             f"({count} images, {place}; 95 % interval)",
-            f"  balanced accuracy {percent(part['macro_recall'])}, "
+            f"  balanced accuracy {percent(part['balanced_accuracy'])}, "
             f"always {names[most]} {percent(guess)}, "
-            f"calibration error (ECE) {part['calibration_error']:.3f}",
+            f"calibration error (ECE) {part['ece']:.3f}",
         ]
     return "\n".join(lines) + "\n"
 

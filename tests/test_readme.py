@@ -85,9 +85,18 @@ def test_sessions(command: str, shown: str, run: Callable) -> None:
     assert told == pytest.approx(expected, abs=tolerance)
 
 
+def rename(text: str) -> str:
+    """Put today's names in place of those that the shipped file's code used."""
+    text = text.replace("macro_recall", "balanced_accuracy")
+    return text.replace("calibration_error", "ece")
+
+
 def test_the_figures_are_those_that_the_model_file_holds() -> None:
     with h5py.File(ROOT / utils.MODEL_PATH) as file:
-        metrics = {name: json.loads(file.attrs[name]) for name in ("test", "leak_free")}
+        metrics = {
+            "test": json.loads(rename(file.attrs["test"])),
+            "not_in_train": json.loads(rename(file.attrs["leak_free"])),
+        }
         class_names = json.loads(file.attrs["class_names"])
     printed = utils.describe_metrics(metrics, class_names)
     command = "$ python predict.py --evaluate data/test\n"

@@ -67,13 +67,13 @@ def calibrated(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def describe(name: str, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Print accuracy, macro recall, and cross-entropy, as it is and calibrated."""
+    """Print accuracy, balanced accuracy, and cross-entropy, as is and calibrated."""
     metrics = utils.classification_metrics(labels, probabilities)
-    accuracy, recall = metrics["accuracy"], metrics["macro_recall"]
+    accuracy, balanced = metrics["accuracy"], metrics["balanced_accuracy"]
     loss = surprises(probabilities, labels).mean()
     best = surprises(calibrated(probabilities, labels), labels).mean()
     print(
-        f"{name:32} {utils.percent(accuracy):>8} {utils.percent(recall):>12} "
+        f"{name:32} {utils.percent(accuracy):>8} {utils.percent(balanced):>8} "
         f"{loss:13.3f} {best:7.3f}",
         flush=True,
     )
@@ -126,7 +126,7 @@ def main() -> None:
             old = other.predict(faces, tta=new is usual)
             describe_changes(name, *compare(new, old, labels))
         print()
-    heads = f"{'accuracy':>8} {'macro recall':>12} {'cross-entropy':>13} {'calibr.':>7}"
+    heads = f"{'accuracy':>8} {'balanced':>8} {'cross-entropy':>13} {'calibr.':>7}"
     print(f"{f'{len(faces)} validation images':32} {heads}\n\nviews")
     describe("one", one, labels)
     for name, scales in VIEWS.items():
