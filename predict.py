@@ -24,7 +24,6 @@ import importlib.util
 import io
 import itertools
 import json
-import locale
 import logging
 import math
 import os
@@ -68,9 +67,7 @@ LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels of the longer side, and of the
 ROW = 18  # pixels of height for each face in a plot
 FONT_SIZE = 8  # points, in the smallest plots
 DPI = 128  # a power of 2, so that pixels / DPI is exact
-OCCLUSION_FRACTION = (
-    1 / 4
-)  # side of the gray square of the heat map, in widths of a face
+OCCLUSION_FRACTION = 0.25  # side of the heat map's gray square, in widths of a face
 PICTURES = {".png", ".jpg", ".jpeg", ".pdf", ".svg"}  # endings of files that are drawn
 VIDEOS = {".mp4", ".mkv", ".mov", ".webm", ".avi"}  # the same for copies of videos
 CAMERA = re.compile(r"webcam(?::(\d+))?")
@@ -140,160 +137,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("--format csv makes no sense with --evaluate")
     args.targets = [path for path in (args.output, args.plot, args.explain) if path]
     return args
-
-
-# --- What is read and what is written ---
-def is_drawn(path: str | Path) -> bool:
-    """Tell whether this script drew a file, by the mark in it, whatever its name is."""
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        return False
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return utils.MARK in file.read(512)
-    return False
-
-
-def is_picture(path: Path) -> bool:
-    """Tell whether a file is a picture, damaged or not."""
-    with contextlib.suppress(*utils.DECODER_ERRORS):
-        if os.path.isfile(path):
-            Image.open(path, formats=utils.FORMATS).close()
-            return True
-    return False
-
-
-def is_copy(target: Path | None) -> bool:
-    """Tell whether a file to draw is the annotated copy of a video."""
-    return bool(target) and target.suffix.lower() in VIDEOS
-
-
-def normalize_path(path: Path) -> str:
-    """Return a path in the one spelling by which paths are compared."""
-    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
-
-
-def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
-    """Refuse to write over an input or a picture, or to one file twice.
-
-    Returns:
-        The files to write, as normalize_path returns them.
-    """
-    for path in [*inputs, args.model, 0]:
-        if utils.is_target(path, args.targets):
-            name = path or "stdin"  # the list of paths
-            raise UsageError(f"{name}: is an input; name another file to write")
-    output, endings = args.output, PICTURES | VIDEOS
-    files = [p for p in args.targets if p == output or p.suffix.lower() in endings]
-    names = set(map(normalize_path, files))
-    if len(names) < len(files):
-        raise UsageError(f"{files[-1]}: two options name this file; name another one")
-    for path in files:
-        if is_picture(path) and not is_drawn(path):
-            raise UsageError(f"{path}: is a picture; name another file to write")
-    if output and output.suffix.lower() in endings:
-        raise UsageError(f"{output}: is no name for text; name another file to write")
-    drawn = [path for path in files if path != output]
-    if drawn and len(inputs) != 1 and not args.evaluate:
-        raise UsageError(f"{drawn[0]}: one file for several images; name a folder")
-    return names
-
-
-def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
-    """Return the file to draw: target, or <image>-<kind>.png if target is a folder.
-
-    The name gets a number if this run has used it, or if a file that this script did
-    not draw has it.
-    """
-    if target.suffix.lower() in PICTURES:
-        return target
-    stem = Path(path).stem
-    # File systems allow 255 bytes a name, and atomic_write adds to this one.
-    while len(os.fsencode(stem)) > 200:
-        stem = stem[:-1]
-    picture, number = target / f"{stem}-{kind}.png", 1
-    while normalize_path(picture) in used or (
-        os.path.lexists(picture) and not is_drawn(picture)
-    ):
-        number += 1
-        picture = target / f"{stem}-{kind}-{number}.png"
-    used.add(normalize_path(picture))
-    return picture
-
-
-def read_list(content: bytes) -> list[str]:
-    """Split a list of paths, one per line, as the tools of any system write it.
-
-    UTF-16, byte order marks, carriage returns, quotes and blanks at the end are
-    understood. A line that is an existing path stays as it is.
-    """
-    try:
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            text = content.decode("utf-16", "replace")  # as PowerShell writes it
-        else:
-            text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:  # an encoding of Windows
-        content = content.removeprefix(codecs.BOM_UTF8)
-        text = content.decode(locale.getencoding(), "surrogateescape")
-    lines = []
-    for line in filter(str.strip, text.split("\n")):
-        plain = line.rstrip()
-        quoted = len(plain) > 2 and plain[0] == plain[-1] and plain[0] in "'\""
-        spellings = [line, line.rstrip("\r"), plain[1:-1] if quoted else plain]
-        lines.append(next(filter(os.path.lexists, spellings), spellings[-1]))
-    return lines
-
-
-def expand(image: str) -> list[str]:
-    """Return the paths that match a pattern; a name that is no pattern, as it is.
-
-    Shells on Windows leave patterns to programs. What this script drew is skipped.
-    """
-    if os.path.lexists(image) or not glob.has_magic(image):
-        return [image]
-    fitting = sorted(glob.glob(image, recursive=True))
-    return [path for path in fitting if not is_drawn(path)] or [image]
-
-
-def find_images(
-    images: Sequence[str], targets: Sequence[Path] = ()
-) -> tuple[list[str], set[str]]:
-    """List the files to read: images, all files below folders, or a list on stdin (-).
-
-    Results of earlier runs in a folder are ignored: what this script drew, and the
-    files to write (targets), unless they are pictures.
-
-    Returns:
-        All paths, and the set of those that were found in folders.
-    """
-
-    def is_result(path: str) -> bool:
-        written = utils.is_target(path, targets) and not is_picture(path)
-        return written or is_drawn(path)
-
-    if images == ["-"]:
-        content = getattr(sys.stdin, "buffer", sys.stdin or io.StringIO()).read()
-        images = read_list(os.fsencode(content))
-    paths, found = [], set()
-    for image in itertools.chain.from_iterable(map(expand, images)):
-        files = [image]
-        if os.path.isdir(image):
-            files = [p for p in utils.list_files(Path(image)) if not is_result(p)]
-            if not files and image in images:
-                raise UserError(f"{image}: no picture in this folder")
-        # A pattern may match a folder and what is in it.
-        paths += [path for path in files if path not in found]
-        if os.path.isdir(image):
-            found.update(files)
-    if images and not any(os.path.lexists(p) or CAMERA.fullmatch(p) for p in paths):
-        raise UserError(f"{images[0]}: {describe_missing(images[0])}")
-    return paths, found
-
-
-def describe_missing(image: str) -> str:
-    """Say what is wrong with a name for which there is no file."""
-    if "://" in image:
-        return "a URL; save the picture, and name its file"
-    camera = f"; the camera is webcam:{image}" if image.isdigit() else ""
-    return f"no such file or folder{camera}"
 
 
 # --- Faces ---
@@ -665,9 +508,7 @@ class Run(NamedTuple):
     args: argparse.Namespace
     network: utils.Network
     output: Output
-    used: set[
-        str
-    ]  # files drawn so far or named by options, as normalize_path returns them
+    used: set[str]  # files that are taken, as normalize_path returns them
 
 
 def make_progress_bar(hidden: bool) -> Any:
@@ -871,10 +712,7 @@ def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
     args, network = run.args, run.network
     if not (args.plot or args.explain):
         return
-    try:
-        image = utils.open_image(path)
-    except OSError as error:
-        raise UserError(f"{error}; it was readable at first") from error
+    image = utils.open_image(path)
     with utils.naming_classes(network.class_names) as names:
         records = make_records(path, faces, names, args.min_confidence)
         if args.plot:
@@ -1029,18 +867,6 @@ def count_frames(path: Path) -> int:
     return 0
 
 
-def is_whole(path: str) -> bool:
-    """Tell whether FFmpeg can read all of a video without decoding it."""
-    import imageio_ffmpeg
-
-    words = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
-    words += ["-protocol_whitelist", "file", "-i", f"file:{path}"]
-    words += ["-c", "copy", "-f", "null", "-"]
-    return not subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True
-    ).stderr
-
-
 def probe(path: str) -> dict[str, Any] | None:
     """Return what FFmpeg says about a video or camera; None for anything else.
 
@@ -1157,8 +983,7 @@ def classify_video(
         raise OSError(f"{path}: no frame in it")
     if not tracks and not is_camera:
         raise NoFaceError(f"{path}: no face found")
-    is_short = length > end + max(1, length / 20)
-    if is_short and not ("audio_codec" in about and is_whole(path)):  # longer sound
+    if length > end + max(1, length / 20):
         raise OSError(f"{path}: ends after {end:.1f} of {length:.1f} seconds")
 
 
@@ -1281,6 +1106,153 @@ def plot_timeline(
     return figure
 
 
+# --- What is read and what is written ---
+def is_drawn(path: str | Path) -> bool:
+    """Tell whether this script drew a file, by the mark in it, whatever its name is."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return utils.MARK in file.read(512)
+    return False
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether a file is a picture, damaged or not."""
+    with contextlib.suppress(*utils.DECODER_ERRORS):
+        if os.path.isfile(path):
+            Image.open(path, formats=utils.FORMATS).close()
+            return True
+    return False
+
+
+def is_copy(target: Path | None) -> bool:
+    """Tell whether a file to draw is the annotated copy of a video."""
+    return bool(target) and target.suffix.lower() in VIDEOS
+
+
+def normalize_path(path: Path) -> str:
+    """Return a path in the one spelling by which paths are compared."""
+    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+
+
+def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
+    """Refuse to write over an input or a picture, or to one file twice.
+
+    Returns:
+        The files to write, as normalize_path returns them.
+    """
+    for path in [*inputs, args.model, 0]:
+        if utils.is_target(path, args.targets):
+            name = path or "stdin"  # the list of paths
+            raise UsageError(f"{name}: is an input; name another file to write")
+    output, endings = args.output, PICTURES | VIDEOS
+    files = [p for p in args.targets if p == output or p.suffix.lower() in endings]
+    names = set(map(normalize_path, files))
+    if len(names) < len(files):
+        raise UsageError(f"{files[-1]}: two options name this file; name another one")
+    for path in files:
+        if is_picture(path) and not is_drawn(path):
+            raise UsageError(f"{path}: is a picture; name another file to write")
+    if output and output.suffix.lower() in endings:
+        raise UsageError(f"{output}: is no name for text; name another file to write")
+    drawn = [path for path in files if path != output]
+    if drawn and len(inputs) != 1 and not args.evaluate:
+        raise UsageError(f"{drawn[0]}: one file for several images; name a folder")
+    return names
+
+
+def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
+    """Return the file to draw: target, or <image>-<kind>.png if target is a folder.
+
+    The name gets a number if this run has used it, or if a file that this script did
+    not draw has it.
+    """
+    if target.suffix.lower() in PICTURES:
+        return target
+    stem = Path(path).stem
+    picture, number = target / f"{stem}-{kind}.png", 1
+    while normalize_path(picture) in used or (
+        os.path.lexists(picture) and not is_drawn(picture)
+    ):
+        number += 1
+        picture = target / f"{stem}-{kind}-{number}.png"
+    used.add(normalize_path(picture))
+    return picture
+
+
+def read_list(content: bytes) -> list[str]:
+    """Split a list of paths, one per line, as the tools of any system write it.
+
+    UTF-16, byte order marks, carriage returns, quotes and blanks at the end are
+    understood. A line that is an existing path stays as it is.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16", "replace")  # as PowerShell writes it
+    else:
+        text = content.decode("utf-8-sig", "surrogateescape")
+    lines = []
+    for line in filter(str.strip, text.split("\n")):
+        plain = line.rstrip()
+        quoted = len(plain) > 2 and plain[0] == plain[-1] and plain[0] in "'\""
+        spellings = [line, line.rstrip("\r"), plain[1:-1] if quoted else plain]
+        lines.append(next(filter(os.path.lexists, spellings), spellings[-1]))
+    return lines
+
+
+def expand(image: str) -> list[str]:
+    """Return the paths that match a pattern; a name that is no pattern, as it is.
+
+    Shells on Windows leave patterns to programs. What this script drew is skipped.
+    """
+    if os.path.lexists(image) or not glob.has_magic(image):
+        return [image]
+    fitting = sorted(glob.glob(image, recursive=True))
+    return [path for path in fitting if not is_drawn(path)] or [image]
+
+
+def find_images(
+    images: Sequence[str], targets: Sequence[Path] = ()
+) -> tuple[list[str], set[str]]:
+    """List the files to read: images, all files below folders, or a list on stdin (-).
+
+    Results of earlier runs in a folder are ignored: what this script drew, and the
+    files to write (targets), unless they are pictures.
+
+    Returns:
+        All paths, and the set of those that were found in folders.
+    """
+
+    def is_result(path: str) -> bool:
+        written = utils.is_target(path, targets) and not is_picture(path)
+        return written or is_drawn(path)
+
+    if images == ["-"]:
+        content = getattr(sys.stdin, "buffer", sys.stdin or io.StringIO()).read()
+        images = read_list(os.fsencode(content))
+    paths, found = [], set()
+    for image in itertools.chain.from_iterable(map(expand, images)):
+        files = [image]
+        if os.path.isdir(image):
+            files = [p for p in utils.list_files(Path(image)) if not is_result(p)]
+            if not files and image in images:
+                raise UserError(f"{image}: no picture in this folder")
+        # A pattern may match a folder and what is in it.
+        paths += [path for path in files if path not in found]
+        if os.path.isdir(image):
+            found.update(files)
+    if images and not any(os.path.lexists(p) or CAMERA.fullmatch(p) for p in paths):
+        raise UserError(f"{images[0]}: {describe_missing(images[0])}")
+    return paths, found
+
+
+def describe_missing(image: str) -> str:
+    """Say what is wrong with a name for which there is no file."""
+    if "://" in image:
+        return "a URL; save the picture, and name its file"
+    camera = f"; the camera is webcam:{image}" if image.isdigit() else ""
+    return f"no such file or folder{camera}"
+
+
 # --- The command ---
 def predict(args: argparse.Namespace) -> int:
     """Print what each input shows; return 1 if one has no face or is unreadable."""
@@ -1369,8 +1341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         warn(f"error: {error}")
         raise SystemExit(2) from None
-    except UserError as error:
-        raise SystemExit(f"predict.py: error: {error}") from None
+    except (UserError, OSError) as error:
+        raise SystemExit(f"predict.py: error: {printable(error)}") from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
 
