@@ -92,15 +92,13 @@ def test_each_face_keeps_its_number_and_the_mean_of_a_second(
         told = list(record["probabilities"].values())
         np.testing.assert_allclose(told, mean, atol=6e-5)
         assert record["emotion"] == EMOTIONS[np.argmax(mean)]
-
-
-def test_csv_has_the_time_after_the_path(clip: Path, ask: Ask) -> None:
-    code, out, _ = ask("--image", clip, PORTRAIT, "--format", "csv", "--fps", 1)
-    header, *rows = [line.split(",")[:4] for line in out.splitlines()]
-    assert (code, header) == (0, ["path", "time", "status", "face"])
-    assert rows[0] == [str(clip), "0.0", "ok", "1"]
+    _, out, _ = ask("--image", clip, PORTRAIT, "--format", "csv", "--fps", 1)
+    rows = [line.split(",")[:4] for line in out.splitlines()]
+    assert rows[:2] == [
+        ["path", "time", "status", "face"],
+        [str(clip), "0.0", "ok", "1"],
+    ]
     assert rows[-1] == [str(PORTRAIT), "", "ok", "1"]
-    assert [row[1] for row in rows] == ["0.0", "1.0", "2.0", ""]
 
 
 @pytest.fixture
@@ -135,27 +133,18 @@ def test_text_reports_changes_and_sums_up(
     scripted += [[(20, HAPPY)]] * 5  # means of 0.8 to 1.2 s: 0.8, 0.68, 0.56, 0.44
     scripted += [[(20, SAD), (200, SAD)]] * 4  # the second for less than a second
     scripted += [[]] * 2 + [[(30, SAD)]] * 4  # away for less than a second: the same
-    code, out, _ = ask("--image", path)
+    code, out, _ = ask("--image", path, "--min-confidence", 0.6)
     assert code == 0
     assert out.splitlines() == [
         "0:00.0 face 1: Happy (80.0 %)",
         "0:01.0 face 2: Sad (80.0 %)",
-        "0:01.4 face 1: Sad (56.0 %)",
+        "0:01.2 face 1: Unsure (Happy 56.0 %)",
+        "0:01.4 face 1: Unsure (Sad 56.0 %)",
+        "0:01.6 face 1: Sad (68.0 %)",
         "",
         "face  seconds    Angry     Fear    Happy  Neutral      Sad Surprise",
         "   1      2.6    0.0 %    0.0 %   53.8 %    0.0 %   46.2 %    0.0 %",
     ]
-
-
-def test_unsure_goes_by_the_mean(scripted: list, tmp_path: Path, ask: Ask) -> None:
-    path = write_clip(tmp_path / "gray.mp4", [Image.new("RGB", SIZE)] * 4, 5)
-    scripted += [[(20, HAPPY)], [(20, SAD)], [(20, HAPPY)], [(20, HAPPY)]]
-    text = (
-        "0:00.0 face 1: Happy (80.0 %)\n"
-        "0:00.2 face 1: Unsure (Happy 50.0 %)\n"
-        "0:00.4 face 1: Happy (60.0 %)\n"
-    )
-    assert ask("--image", path, "--min-confidence", 0.55) == (0, text, "")
 
 
 def test_a_face_that_jumps_or_was_away_gets_a_new_number() -> None:
@@ -210,7 +199,6 @@ def test_phones_turn_their_videos(clip: Path, tmp_path: Path, ask: Ask) -> None:
     [
         (["-vf", "setpts=10*PTS", "-r", 1], [0.0, 13.0]),  # 1 frame a second, 30 s
         (["-t", 1, "-r", 1000], [0.0, 0.8]),
-        (["-t", 0.05], [0.0, 0.0]),  # one frame
         (["-vf", "select=lt(n\\,5)+gt(n\\,9)", "-fps_mode", "vfr"], [0.0, 1.2]),
     ],
 )
@@ -245,14 +233,6 @@ def test_a_cut_video_keeps_whole_records(clip: Path, tmp_path: Path, ask: Ask) -
     assert err.startswith(f"predict.py: error: {cut}: ends after ")
     assert err.endswith(" of 12.0 seconds\n")
     assert len(records) > 12 and {record["status"] for record in records} == {"ok"}
-
-
-def test_sound_may_be_longer(clip: Path, tmp_path: Path, ask: Ask) -> None:
-    path, sound = tmp_path / "long.mp4", ["-f", "lavfi", "-i", "sine=duration=9"]
-    ffmpeg("-i", clip, *sound, "-c:v", "copy", path)
-    out = ask("--image", clip, "--faces", "never")[1]
-    several = f"\n{path}\n{out}\n{clip}\n{out}"
-    assert ask("--image", path, clip, "--faces", "never") == (0, several, "")
 
 
 def test_usage(clip: Path, tmp_path: Path, ask: Ask) -> None:
@@ -327,18 +307,13 @@ def test_a_terminal_has_one_line_for_a_camera(
 
 
 @UNIX
-@pytest.mark.parametrize("ending", ["mp4", "mkv", "webm"])
-def test_a_copy_on_a_full_disk(
-    clip: Path, tmp_path: Path, ending: str, ask: Ask
-) -> None:
-    target = tmp_path / f"copy.{ending}"
+def test_a_copy_on_a_full_disk(clip: Path, tmp_path: Path, ask: Ask) -> None:
+    target = tmp_path / "copy.mkv"
     target.write_bytes(b"old")
     with file_size_limit(7000):
         code, _, _ = ask("--image", clip, "--plot", target)
     assert code.startswith(f"predict.py: error: {target}: ")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
-    line = f"predict.py: error: {target / 'a.mp4'}: cannot write: File exists"
-    assert ask("--image", clip, "--plot", target / "a.mp4")[0] == line
 
 
 def test_no_camera(ask: Ask) -> None:
