@@ -853,10 +853,9 @@ def group_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
     """GroupNormalization, of images."""
     if not is_image(x):
         raise ValueError(f"its layer {g.layer} does not normalize images")
-    width = shape_of(x)[channel_axis(x) - 1]
-    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
-    groups = width if c.groups == -1 else c.groups
-    x = g.op.group_normalization(x, ones, zeros, groups, float(c.epsilon))
+    channels = shape_of(x)[0]
+    ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    x = g.op.group_normalization(x, ones, zeros, c.groups, float(c.epsilon))
     return scale_and_shift(g, x, c)
 
 

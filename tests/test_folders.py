@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, EMOTIONS, ROOT, Ask, make_tree
+from conftest import CLASSES, EMOTIONS, ROOT, UNIX, Ask, file_size_limit, make_tree
 from PIL import Image
 
 import train
@@ -147,6 +147,27 @@ def test_a_fifth_of_class_folders_alone_is_held_out(
     assert len(training) + len(test) == 36
     assert test.emotion.value_counts().between(2, 3).all()
     assert not test.in_train.any()
+
+
+def test_small_classes_and_known_images_are_named(
+    tree: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for number in range(10):
+        (tree / "train" / "sad" / f"{number:02}.png").unlink()
+    shutil.rmtree(tree / "test")
+    shutil.copytree(tree / "train", tree / "test")
+    index(tree)
+    assert capsys.readouterr().out.endswith(
+        "very few images of sad in train: 2\nvery few images of sad in test: 2\n"
+        "every test image is also in train\n"
+    )
+
+
+@UNIX
+def test_a_full_disk_is_one_line(tree: Path) -> None:
+    line = rf"^{tree}: cannot write there: .* large$"
+    with file_size_limit(30_000), pytest.raises(UserError, match=line):
+        utils.index_folder(tree / "train", CLASSES, tree)
 
 
 def test_fer2013_csv(tree: Path, capsys: pytest.CaptureFixture) -> None:

@@ -3,7 +3,9 @@
 The references are the model in models/, figures worked out by hand, NumPy and SciPy.
 """
 
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -90,6 +92,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_windows_locks_is_replaced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Mock(side_effect=[PermissionError, PermissionError, None])
+    monkeypatch.setattr(os, "replace", replace)
+    with utils.atomic_write(tmp_path / "figures.csv") as new:
+        new.write_text("new")
+    assert replace.call_count == 3
 
 
 def test_metrics() -> None:

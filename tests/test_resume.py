@@ -58,8 +58,12 @@ def test_a_stopped_training_becomes_the_same_as_one_left_alone(
     assert model.read_bytes() == done
     assert (stopped / "m.previous.h5").read_bytes() == b"old"
 
-    whole = stopped.with_name("whole")
+    whole, set_epoch = stopped.with_name("whole"), train.FaceIterator.set_epoch
+    epochs = Mock(side_effect=set_epoch)
+    monkeypatch.setattr(train.FaceIterator, "set_epoch", lambda *a: epochs(*a))
     main(whole)
+    # Each iterator begins at 0; then that of training has an order for every epoch.
+    assert [call.args[1] for call in epochs.call_args_list] == [0, 0, 0, 1, 2, 3]
     networks = [utils.load_model(folder / "m.h5") for folder in (stopped, whole)]
     assert_same_arrays(networks[0].weights, networks[1].weights)
     history = (whole / "history.csv").read_text()

@@ -3,6 +3,7 @@
 The reference is a count of the images that were drawn.
 """
 
+import errno
 import json
 from pathlib import Path
 from unittest.mock import Mock
@@ -99,3 +100,10 @@ def test_where_it_writes_is_checked_before_training(tree: Path) -> None:
     place.touch()  # a file where a folder should be
     with pytest.raises(SystemExit, match=rf"^train\.py: error: {place}: cannot write"):
         run_train(tree, place / "m.h5")
+
+
+def test_nobody_reads_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    monkeypatch.setattr(train, "index_data", Mock(side_effect=error))
+    with pytest.raises(SystemExit, match=r"^train\.py: error: .*Broken pipe$"):
+        train.main(["--model-path", str(tmp_path / "m.h5")])
