@@ -1169,7 +1169,7 @@ def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
     """
     if target.suffix.lower() in PICTURES:
         return target
-    stem = Path(path).stem
+    stem = Path(path).stem[:60]  # file systems allow 255 bytes a name
     picture, number = target / f"{stem}-{kind}.png", 1
     while normalize_path(picture) in used or (
         os.path.lexists(picture) and not is_drawn(picture)
@@ -1219,7 +1219,7 @@ def find_images(
     files to write (targets), unless they are pictures.
 
     Returns:
-        All paths, and the set of those that were found in folders.
+        All paths, and the set of those that were found in folders and not named.
     """
 
     def is_result(path: str) -> bool:
@@ -1229,13 +1229,14 @@ def find_images(
     if images == ["-"]:
         content = getattr(sys.stdin, "buffer", sys.stdin or io.StringIO()).read()
         images = read_list(os.fsencode(content))
-    paths, found = [], set()
+    paths, found, named = [], set(), set(images)
     for image in itertools.chain.from_iterable(map(expand, images)):
         files = [image]
         if os.path.isdir(image):
             files = [p for p in utils.list_files(Path(image)) if not is_result(p)]
             if not files and image in images:
                 raise UserError(f"{image}: no picture in this folder")
+            files = [path for path in files if path not in named]
         # A pattern may match a folder and what is in it.
         paths += [path for path in files if path not in found]
         if os.path.isdir(image):
