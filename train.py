@@ -137,9 +137,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model-path", type=Path, default=utils.of_project(utils.MODEL_PATH),
         help=".h5 file to write; plots go beside it")
     add("--seed", type=int, default=1, help="same seed, same batches")
-    add("--filters", type=int, nargs="+", default=FILTERS, help="width of each block")
+    add("--filters", type=int, nargs="+", default=FILTERS,
+        help="width of each block; --fine-tune keeps the model's own")
     add("--dense-units", type=int, default=DENSE_UNITS,
-        help="width of the dense layer before the last")
+        help="width of the dense layer before the last; likewise")
     add("--classes", nargs="+", default=CLASS_NAMES,
         help="class folders, in the order of the outputs")
     add("--validation-split", type=float, default=0.0,
@@ -628,12 +629,8 @@ def make_model(args: argparse.Namespace, steps: int, dropout: float) -> keras.Mo
     keras.utils.set_random_seed(args.seed)
     norm = functools.partial(FusedBatchNormalization, momentum=BATCH_MOMENTUM)
     keras.config.set_dtype_policy(args.precision)
-    try:
-        model = build_model(
-            *network_shape(args), dropout=dropout, batch_normalization=norm
-        )
-    finally:
-        keras.config.set_dtype_policy("float32")
+    model = build_model(*network_shape(args), dropout=dropout, batch_normalization=norm)
+    keras.config.set_dtype_policy("float32")
     if args.fine_tune:
         load_weights(model, args)
     rate = args.learning_rate * (FINE_TUNE_RATE_SCALE if args.fine_tune else 1)
@@ -648,19 +645,20 @@ def network_shape(args: argparse.Namespace) -> tuple:
 
 
 def read_widths(args: argparse.Namespace) -> None:
-    """Take --filters and --dense-units from the model file to fine-tune."""
-    given = args.filters, args.dense_units
+    """Take --filters and --dense-units from the model file to fine-tune.
+
+    Its layers must be those of build_model.
+    """
     weights = utils.load_model(Path(args.fine_tune)).weights
-    kernels = [array.shape for array in weights if array.ndim > 1]
-    convolutions = [shape for shape in kernels if len(shape) == 4]
-    # The first is half as wide as the first block, which has two, as each block has.
-    args.filters = [shape[-1] for shape in convolutions[1::2]] or FILTERS
-    args.dense_units = kernels[-2:][0][-1] if kernels else DENSE_UNITS
-    if given not in ((FILTERS, DENSE_UNITS), (args.filters, args.dense_units)):
-        message = "has its own --filters and --dense-units; omit both"
-        raise UserError(f"{args.fine_tune}: {message}")
-    if IMAGE_SIZE >> len(args.filters) < 1:
-        raise UserError(f"{args.fine_tune}: its layers differ from build_model's")
+    try:
+        # The first convolution is half as wide as the first block; blocks have two.
+        widths = [kernel.shape[-1] for kernel in weights if kernel.ndim > 1]
+        *convolutions, args.dense_units, _ = widths
+        args.filters = convolutions[1::2]
+        load_weights(build_model(*network_shape(args)), args)
+    except (ValueError, IndexError) as error:
+        message = f"{args.fine_tune}: its layers differ from build_model's"
+        raise UserError(message) from error
 
 
 def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
@@ -672,12 +670,7 @@ def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
     weights = network.weights
     if network.class_names != args.classes:
         weights[-2:] = model.get_weights()[-2:]
-    try:
-        model.set_weights(weights)
-    except ValueError as error:
-        raise UserError(
-            f"{args.fine_tune}: its layers differ from build_model's"
-        ) from error
+    model.set_weights(weights)
 
 
 # --- Training ---
@@ -1063,7 +1056,6 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"{path}: would be overwritten; name another --model-path")
     if args.fine_tune:
         read_widths(args)
-        load_weights(build_model(*network_shape(args)), args)  # fails soon, if it does
     splits = index_data(args)
     validation = splits.get("validation", splits["test"])
     try:
