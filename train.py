@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import filecmp
 import functools
-import hashlib
 import io
 import json
 import logging
@@ -26,7 +25,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -677,65 +675,44 @@ def load_weights(model: keras.Model, args: argparse.Namespace) -> None:
 class Checkpoint(keras.callbacks.Callback):
     """Save everything that a run needs to continue, in one file, after each epoch.
 
-    Keras' BackupAndRestore writes several files, and a kill may come between them. A
-    resumed run must have the same settings as the run that was stopped.
+    Keras' BackupAndRestore writes several files, and a kill may come between them.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, model: keras.Model, arguments: dict) -> None:
         super().__init__()
-        self.path, self.settings = path, settings
+        self.set_model(model)
+        self.path, self.arguments = path, arguments
         self.history: list[dict[str, float]] = []  # one row per epoch
-        self.state: list[np.ndarray] = []
-
-    def load(self) -> None:
-        """Read the checkpoint of an unfinished run."""
-        try:
-            with np.load(self.path) as file:
-                about = json.loads(str(file["about"]))
-                begun, self.history = about["settings"], about["history"]
-                self.state = [file[str(i)] for i in range(len(file.files) - 1)]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{self.path}: not a checkpoint: {error}. Discard it with --restart"
-            ) from error
-        different = [
-            f"{name} {begun.get(name)}, not {value}"
-            for name, value in self.settings.items()
-            if begun.get(name) != value
-        ]
-        if different:
-            raise UserError(
-                f"{self.path}: the unfinished training has {'; '.join(different)}. "
-                "Use the same settings, or discard it with --restart"
-            )
 
     def variables(self) -> list[keras.Variable]:
         """List all that training changes: weights, statistics, optimizer, seeds."""
         return [*self.model.variables, *self.model.optimizer.variables]
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Copy the loaded state into the network and its optimizer."""
-        if not self.state:
-            return
+    def load(self) -> None:
+        """Continue an unfinished run, which must have the same arguments."""
+        with np.load(self.path) as file:
+            about = json.loads(str(file["about"]))
+            state = [file[str(i)] for i in range(len(file.files) - 1)]
+        begun, self.history = about["arguments"], about["history"]
+        for name, value in self.arguments.items():
+            if begun.get(name) != value:
+                different = f"{name} {begun.get(name)}, not {value}"
+                then = "use the same, or discard it with --restart"
+                raise UserError(f"{self.path}: was begun with {different}; {then}")
         self.model.optimizer.build(self.model.trainable_variables)
-        try:
-            for variable, value in zip(self.variables(), self.state, strict=True):
-                variable.assign(value)
-        except ValueError as error:
-            raise UserError(
-                f"{self.path}: belongs to another network. Discard it with --restart"
-            ) from error
+        for variable, value in zip(self.variables(), state, strict=True):
+            variable.assign(value)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Replace the checkpoint."""
         if not np.isfinite(list(logs.values())).all():
+            rate = self.arguments["learning_rate"]
+            then = f"begin again with --restart and a --learning-rate below {rate:g}"
             raise UserError(
-                f"epoch {epoch + 1}: the loss became infinite or NaN; begin again with "
-                "--restart and a lower --learning-rate "
-                f"({self.settings['learning_rate']:g})"
+                f"epoch {epoch + 1}: the loss became infinite or NaN; {then}"
             )
         self.history.append({name: float(value) for name, value in logs.items()})
-        about = {"settings": self.settings, "history": self.history}
+        about = {"arguments": self.arguments, "history": self.history}
         values = map(keras.ops.convert_to_numpy, self.variables())
         arrays = {str(i): value for i, value in enumerate(values)}
         with utils.atomic_write(self.path) as new:
@@ -747,18 +724,12 @@ def checkpoint_path(model_path: Path) -> Path:
     return model_path.with_suffix(".checkpoint.npz")
 
 
-def make_settings(
-    args: argparse.Namespace, train: Split, validation: Split
-) -> dict[str, Any]:
-    """Collect the settings that a resumed run must share with the run it continues."""
-    settings = dict(vars(args))
-    for name in ("data_dir", "model_path", "resume", "restart"):
-        del settings[name]
-    digest = hashlib.blake2b(digest_size=8)
-    for split in (train, validation):
-        digest.update(split.labels)
-        digest.update(split.table.digest.to_numpy())
-    return settings | {"images": digest.hexdigest()}
+def list_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments that shape a training, with the data folder as a text."""
+    arguments = vars(args) | {"data_dir": str(args.data_dir)}
+    for name in ("model_path", "resume", "restart"):
+        del arguments[name]
+    return arguments
 
 
 def fit(
@@ -770,18 +741,18 @@ def fit(
         The network, in float32, and its history: loss, accuracy, val_loss and
         val_accuracy of each epoch, counted from 1.
     """
-    path = checkpoint_path(args.model_path)
-    checkpoint = Checkpoint(path, make_settings(args, train, validation))
-    if args.resume:
-        checkpoint.load()
-        print(f"Resumed after epoch {len(checkpoint.history)} of {args.epochs}.")
     train_iterator, validation_iterator = make_iterators(train, validation, args)
     steps = args.epochs * len(train_iterator)
     dropout = choose_regularization(args, len(train.table))["dropout"]
     plain_model = build_model(*network_shape(args))
     check_saving(plain_model, args)
     model = make_model(args, steps, dropout)
-    if not args.resume:
+    path = checkpoint_path(args.model_path)
+    checkpoint = Checkpoint(path, model, list_arguments(args))
+    if args.resume:
+        checkpoint.load()
+        print(f"Resumed after epoch {len(checkpoint.history)} of {args.epochs}.")
+    else:
         path.unlink(missing_ok=True)
     plain_model.summary()
     gpus = len(tf.config.list_physical_devices("GPU"))
@@ -840,7 +811,8 @@ def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
 
 def describe_run(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
     """Collect what the model file says about its training, without paths."""
-    arguments = make_settings(args, splits["train"], splits["test"])
+    arguments = list_arguments(args)
+    del arguments["data_dir"]
     return {
         "class_names": args.classes,
         "image_size": IMAGE_SIZE,

@@ -5,6 +5,7 @@ The reference is the same training left alone: same weights, same history.
 
 import json
 import os
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -75,26 +76,23 @@ def test_a_checkpoint_is_never_discarded_silently(stopped: Path) -> None:
     before = checkpoint.read_bytes()
     with pytest.raises(SystemExit, match=r"an unfinished .*--resume or .*--restart"):
         main(stopped)
-    with pytest.raises(SystemExit, match=r"epochs 4, not 5; seed 1, not 2\."):
-        main(stopped, "--resume", "--seed", 2, "--epochs", 5)
-    faces = stopped.parent / "faces" / "train"
-    (faces / "sad" / "00.png").rename(faces / "angry" / "99.png")
-    with pytest.raises(SystemExit, match=r"has images \w+, not"):
-        main(stopped, "--resume")
+    with pytest.raises(SystemExit, match=r"was begun with epochs 4, not 5; use"):
+        main(stopped, "--resume", "--epochs", 5)
+    other = stopped.parent / "other"
+    shutil.copytree(stopped.parent / "faces", other)
+    with pytest.raises(SystemExit, match=f"data_dir .*, not {other}; use"):
+        main(stopped, "--resume", "--data-dir", other)
     assert checkpoint.read_bytes() == before
     main(stopped, "--restart", "--epochs", 1)
     assert (stopped / "m.h5").exists()
     assert not checkpoint.exists()
 
 
-def test_a_broken_checkpoint_is_named_and_runs_no_code(tmp_path: Path) -> None:
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "m.checkpoint.npz"
     np.savez(path, about=np.array([{}], object))
-    pickled = path.read_bytes()
-    for content in (b"", pickled[:50], pickled):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"not a checkpoint: .*--restart$"):
-            train.Checkpoint(path, {}).load()
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        train.Checkpoint(path, small_model(), {}).load()
 
 
 @UNIX
@@ -103,11 +101,10 @@ def test_only_a_whole_checkpoint_of_good_weights_replaces_the_last(
 ) -> None:
     model, path = small_model(), tmp_path / "m.checkpoint.npz"
     train.compile_model(model, 0.5, 10)
-    checkpoint = train.Checkpoint(path, {"learning_rate": 0.5})
-    checkpoint.set_model(model)
+    checkpoint = train.Checkpoint(path, model, {"learning_rate": 0.5})
     checkpoint.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
     good = path.read_bytes()
-    line = r"epoch 2: .*--restart .*--learning-rate \(0\.5\)"
+    line = r"epoch 2: .*--restart .*--learning-rate below 0\.5"
     with pytest.raises(UserError, match=line):
         checkpoint.on_epoch_end(1, {"loss": 1.0, "val_loss": float("nan")})
     for limit in (100, len(good) - 1):  # of a full disk
