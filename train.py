@@ -760,23 +760,15 @@ def fit(
         f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
         f"{gpus} GPUs, {args.precision}"
     )
-    try:
-        model.fit(
-            train_iterator,
-            initial_epoch=len(checkpoint.history),
-            epochs=args.epochs,
-            validation_data=validation_iterator,
-            callbacks=[
-                train_iterator.follow_epochs(),
-                keras.callbacks.TerminateOnNaN(),  # in mid-epoch; checkpoint says why
-                checkpoint,
-            ],
-            shuffle=False,  # the iterator shuffles; Keras would do so again
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        message = f"out of memory: lower --batch-size ({args.batch_size}) or --filters"
-        raise UserError(message) from error
+    model.fit(
+        train_iterator,
+        initial_epoch=len(checkpoint.history),
+        epochs=args.epochs,
+        validation_data=validation_iterator,
+        callbacks=[train_iterator.follow_epochs(), checkpoint],
+        shuffle=False,  # the iterator shuffles; Keras would do so again
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
     plain_model.set_weights(model.get_weights())
     epochs = pd.RangeIndex(1, args.epochs + 1, name="epoch")
     return plain_model, pd.DataFrame(checkpoint.history, index=epochs)

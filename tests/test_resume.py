@@ -144,13 +144,6 @@ def test_a_network_that_could_not_be_loaded_is_not_trained(
         main(tree.parent / "new")
 
 
-def test_out_of_memory(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = train.tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
-    monkeypatch.setattr(keras.Model, "fit", Mock(side_effect=error))
-    with pytest.raises(SystemExit, match=r"out of memory: lower --batch-size \(128\)"):
-        main(tree.parent / "new")
-
-
 def test_only_one_training_at_a_model_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
