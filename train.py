@@ -980,16 +980,13 @@ def lock_model(model_path: Path) -> Generator[None, None, None]:
 
     The lock ends with the block, or with the process, however that ends.
     """
-    lock = FileLock(model_path.with_suffix(".lock"))
     is_new = not model_path.parent.exists()
+    model_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(model_path.with_suffix(".lock"))
     try:
-        model_path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"{model_path}: another training is writing it") from error
-    except OSError as error:
-        place, reason = model_path.parent, error.strerror
-        raise UserError(f"{place}: cannot write there: {reason}") from error
     try:
         yield
     finally:
@@ -1022,15 +1019,8 @@ def run(args: argparse.Namespace) -> None:
         read_widths(args)
     splits = index_data(args)
     validation = splits.get("validation", splits["test"])
-    try:
-        model, history = fit(splits["train"], validation, args)
-        metrics, names = write_results(model, history, splits, args)
-    except BrokenPipeError:  # nobody reads stdout
-        raise
-    except OSError as error:
-        then = "use --resume" if checkpoint.exists() else "try again"
-        message = f"{folder}: cannot write there: {error}. Fix it, then {then}"
-        raise UserError(message) from error
+    model, history = fit(splits["train"], validation, args)
+    metrics, names = write_results(model, history, splits, args)
     print(utils.describe_metrics(metrics, args.classes), end="")
     if temperature := metrics["temperature"]:
         print(f"Calibrated on the validation images: temperature {temperature:.2f}.")
@@ -1071,14 +1061,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         with lock_model(args.model_path):
             run(args)
     # "from None": notebooks would show the exception that ends in an exit.
-    except (UserError, OSError) as error:  # OSError: stdout is closed, or its disk full
+    except UserError as error:
         raise SystemExit(f"train.py: error: {error}") from None
-    except KeyboardInterrupt as stop:
-        kept = checkpoint_path(args.model_path).exists()
-        what = "--resume continues the training" if kept else "no epoch was complete"
-        print(f"train.py: stopped; {what}", file=sys.stderr)
-        code = 128 + (stop.args[0] if stop.args else signal.SIGINT)
-        raise SystemExit(code) from None
+    except OSError as error:  # the disk is full, for example
+        where = printable(args.model_path)
+        raise SystemExit(f"train.py: error: {where}: {error}") from None
+    except KeyboardInterrupt:
+        then = "--resume continues after the last complete epoch"
+        print(f"train.py: stopped; {then}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def leave(stop: SystemExit) -> None:
