@@ -1044,11 +1044,6 @@ def propose_command(args: argparse.Namespace, test: Split) -> str:
     return utils.join_command(command)
 
 
-def terminate(number: int, frame: Any) -> None:
-    """Stop a training on SIGTERM as on Ctrl-C."""
-    raise KeyboardInterrupt(number)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; expected failures end in one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are reported by name
@@ -1084,8 +1079,6 @@ def leave(stop: SystemExit) -> None:
 
 
 if __name__ == "__main__":
-    if not utils.is_interactive():
-        signal.signal(signal.SIGTERM, terminate)
     try:
         main()
     except SystemExit as stop:
