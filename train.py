@@ -857,7 +857,7 @@ def calibrate(model: keras.Model, network: utils.Network, validation: Split) -> 
 
 def write_results(
     model: keras.Model, history: pd.DataFrame, splits: Splits, args: argparse.Namespace
-) -> tuple[dict, list[str]]:
+) -> dict[str, Any]:
     """Write the model file, evaluate it, and write metrics and plots beside it.
 
     The model file is put in place last, so that a run that is stopped here can resume.
@@ -865,7 +865,7 @@ def write_results(
 
     Returns:
         The metrics, as in metrics.json and the model file: describe_run, the
-        temperature, utils.evaluate. And the names of the written files.
+        temperature, utils.evaluate.
     """
     folder, about = args.model_path.parent, describe_run(args, splits)
     with utils.atomic_write(args.model_path) as new_model:
@@ -880,20 +880,20 @@ def write_results(
             history.to_csv(file, lineterminator="\n")
         with utils.atomic_write(folder / "metrics.json") as file:
             file.write_text(json.dumps(metrics, indent=2) + "\n", newline="\n")
-        figures = write_figures(history, splits, metrics["test"], args)
+        write_figures(history, splits, metrics["test"], args)
         old = args.model_path
         # If they are equal, a kill came after the replacement: keep the previous one.
         if old.exists() and not filecmp.cmp(old, new_model, shallow=False):
             with utils.atomic_write(old.with_suffix(".previous.h5")) as file:
                 shutil.copyfile(old, file)
-    return metrics, [old.name, "history.csv", "metrics.json", *figures]
+    return metrics
 
 
 # --- Plots ---
 def write_figures(
     history: pd.DataFrame, splits: Splits, metrics: dict, args: argparse.Namespace
-) -> list[str]:
-    """Plot the data, the training and the test; return the names of the files."""
+) -> None:
+    """Plot the data, the training and the test."""
     train = splits["train"]
     with utils.naming_classes(args.classes) as names:
         figures = {
@@ -906,7 +906,6 @@ def write_figures(
         for name, figure in figures.items():
             with utils.atomic_write(args.model_path.with_name(name)) as file:
                 figure.savefig(file, dpi=120)
-    return list(figures)
 
 
 def plot_learning_curves(history: pd.DataFrame, splits: Splits) -> Figure:
@@ -1020,15 +1019,14 @@ def run(args: argparse.Namespace) -> None:
     splits = index_data(args)
     validation = splits.get("validation", splits["test"])
     model, history = fit(splits["train"], validation, args)
-    metrics, names = write_results(model, history, splits, args)
+    metrics = write_results(model, history, splits, args)
     print(utils.describe_metrics(metrics, args.classes), end="")
     if temperature := metrics["temperature"]:
         print(f"Calibrated on the validation images: temperature {temperature:.2f}.")
     else:
         print("Not calibrated: that needs a --validation-split above 0.")
-    print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Written:")
-    for name in names:
-        print(f"  {printable(folder / name)}")
+    minutes = (time.monotonic() - begin) / 60
+    print(f"Done in {minutes:.1f} minutes. Model, figures, plots: {printable(folder)}")
     print(f"\nNow try: {printable(propose_command(args, splits['test']))}")
     checkpoint.unlink()  # last: until here, --resume works
 
