@@ -177,28 +177,26 @@ def find_splits(data_dir: Path, class_names: Sequence[str]) -> dict[str, Path]:
     """
     names = utils.list_folders(data_dir) if data_dir.is_dir() else []
     folders = {name.casefold(): data_dir / name for name in names}
-    train = folders.get("train")
     test = next((folders[name] for name in TEST_NAMES if name in folders), None)
-    if train and test:
+    if test and "train" in folders:
         if "test" not in folders:
             print(f"test images: {printable(test)}")
-        return {"train": train, "test": test}
-    if names and not (train or test) and utils.match_folders(data_dir, class_names):
-        above = {name.casefold() for name in utils.list_folders(data_dir / "..")}
-        is_split = data_dir.resolve().name.casefold() in ("train", *TEST_NAMES)
-        if is_split and "train" in above and above.intersection(TEST_NAMES):
+        return {"train": folders["train"], "test": test}
+    if names and utils.match_folders(data_dir, class_names):
+        if data_dir.resolve().name == "train" and (data_dir / "../test").is_dir():
             raise UserError(f"{data_dir}: holds one split; name the folder above")
         share = f"{TEST_FRACTION:.0%} of the images are held out to test"
         print(f"no train/ and test/ in {printable(data_dir)}: {share}")
         return {"train": data_dir}
-    missing = data_dir / ("test" if train else "train")
-    tables = sorted(path.name for path in data_dir.glob("*.csv"))
-    found = f"; found instead: {', '.join(names + tables)}" if names or tables else ""
-    if utils.are_class_names(names) and not (train or test):
-        found += f"; to train on these: --classes {utils.join_command(names)}"
-    is_own = data_dir == utils.of_project(DATA_DIR)  # which holds data/demo
-    hint = f". {GET_DATA}" if is_own or not found else ""
-    raise UserError(f"{missing}: no such folder{found}", hint)
+    missing = "test" if "train" in folders else "train"
+    message = f"{data_dir / missing}: no such folder"
+    found = names + sorted(path.name for path in data_dir.glob("*.csv"))
+    if found:
+        message += f"; found instead: {', '.join(found)}"
+    if missing == "train" and utils.are_class_names(names):
+        message += f"; to train on these: --classes {utils.join_command(names)}"
+    has_data = set(found) - {"demo"}
+    raise UserError(message, "" if has_data else f". {GET_DATA}")
 
 
 def index_csv(
@@ -216,39 +214,39 @@ def index_csv(
     def parse(row: tuple[str, str]) -> np.ndarray:
         place, text = row
         with contextlib.suppress(ValueError, OverflowError):
-            values = np.array(text.split(), int).reshape(IMAGE_SIZE, IMAGE_SIZE)
-            if 0 <= values.min() < values.max() <= 255:
-                return values.astype(np.uint8)
-        raise OSError(f"{place}: not 48 x 48 values of 0 to 255, or all equal")
+            pixels = np.array(text.split(), np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE)
+            if not utils.is_blank(Image.fromarray(pixels)):
+                return pixels
+        raise OSError(f"{place}: not 48 x 48 values of 0 to 255, or blank")
 
     try:
-        options = {"skipinitialspace": True, "na_filter": False, "compression": None}
-        rows = pd.read_csv(path, dtype=str, **options)
+        rows = pd.read_csv(path, dtype=str, skipinitialspace=True, na_filter=False)
         rows = rows.rename(columns=str.strip)[["emotion", "pixels", "Usage"]]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip()
         raise UserError(f"{path}: not a table like fer2013.csv: {reason}") from error
     rows["path"] = [f"{path}, line {row + 2}" for row in rows.index]
     numbers = dict(zip("0123456", FER2013_CLASSES, strict=True))
-    names = rows.emotion.str.strip().map(numbers)
-    splits, unreadable = {}, {"train": []}
-    for row in rows[names.isna()].itertuples():
-        unreadable["train"].append(f"{row.path}: its emotion is {row.emotion}")
-    if ignored := set(names.dropna()) - set(class_names):
-        print(f"ignored, not among the classes: {', '.join(sorted(ignored))}")
-    rows["emotion"] = pd.Categorical(names.where(names.isin(class_names)), class_names)
-    rows = rows.dropna(subset="emotion").sort_values("emotion", kind="stable")
-    for split, usage in {"train": "Training", "test": "PublicTest"}.items():
+    rows["emotion"] = rows.emotion.str.strip().replace(numbers)
+    print_ignored(set(rows.emotion) - set(class_names))
+    rows = rows[rows.emotion.isin(class_names)]
+    rows = rows.assign(emotion=pd.Categorical(rows.emotion, class_names))
+    rows = rows.sort_values("emotion", kind="stable")
+    splits, unreadable = {}, {}
+    for name, usage in {"train": "Training", "test": "PublicTest"}.items():
         part = rows[rows.Usage.str.strip() == usage].reset_index(drop=True)
         items = list(zip(part.path, part.pixels, strict=True))
-        splits[split], lines = utils.index_images(
+        splits[name], unreadable[name] = utils.index_images(
             part[["path", "emotion"]], items, parse, scratch
         )
-        if missing := set(class_names) - set(splits[split].table.emotion):
-            names = ", ".join(sorted(missing))
-            raise UserError(f"{path}: no image of {names} whose Usage is {usage}")
-        unreadable[split] = unreadable.get(split, []) + lines
     return splits, unreadable
+
+
+def print_ignored(names: set[str]) -> None:
+    """Print the emotions that are there, but are not among the classes."""
+    if names:
+        listed = printable(", ".join(sorted(names)))
+        print(f"ignored, not among the classes: {listed}")
 
 
 def index_data(args: argparse.Namespace) -> Splits:
@@ -261,57 +259,45 @@ def index_data(args: argparse.Namespace) -> Splits:
     if args.data_dir.is_file():
         splits, unreadable = index_csv(args.data_dir, args.classes, scratch)
     else:
-        splits, unreadable, ignored = {}, {}, set()
+        splits, unreadable, names = {}, {}, set()
         for name, folder in find_splits(args.data_dir, args.classes).items():
             splits[name], unreadable[name] = utils.index_folder(
                 folder, args.classes, scratch
             )
             used = utils.match_folders(folder, args.classes).values()
-            if any(scratch.resolve().is_relative_to(p.resolve()) for p in used):
-                raise UserError(f"{args.model_path}: is in a folder of images")
-            names = {path.name for path in used}
-            ignored.update(set(utils.list_folders(folder)) - names)
-        if ignored:
-            names = printable(", ".join(sorted(ignored)))
-            print(f"ignored, not among the classes: {names}")
+            names.update(set(utils.list_folders(folder)) - {path.name for path in used})
+        print_ignored(names)
+    train = splits["train"]
     if "test" not in splits:
-        splits["train"], splits["test"] = split_validation(
-            splits["train"], TEST_FRACTION
-        )
-    train, test = splits["train"], splits["test"]
-    test.table["in_train"] = test.table.digest.isin(train.table.digest)
+        train, splits["test"] = split_validation(train, TEST_FRACTION)
+    test = splits["test"].table
+    test["in_train"] = test.digest.isin(train.table.digest)
     if args.validation_split:
-        splits["train"], splits["validation"] = split_validation(
-            train, args.validation_split
-        )
+        train, splits["validation"] = split_validation(train, args.validation_split)
+    splits["train"] = train
     describe_data(splits, unreadable)
     return splits
 
 
 def split_validation(split: Split, fraction: float) -> tuple[Split, Split]:
-    """Hold out a fraction of the images of every emotion.
+    """Hold out a fraction of the images of every emotion: the second part returned.
 
     Images with the smallest digests are held out, which is as good as at random. Equal
     images stay together. Adding an image changes little, and a larger fraction contains
     a smaller one: fine-tuning must not train on what the first training held out.
-
-    Returns:
-        The part to train on, and the part that is held out.
     """
     table = split.table.drop_duplicates("digest")
     digests = table.groupby("emotion", observed=False).digest
     place = (digests.rank() - 0.5) / digests.transform("size")  # 0 to 1
     held_out = split.table.digest.isin(table.digest[place < fraction])
-    parts = split.select(~held_out), split.select(held_out)
-    for part in parts:
-        counts = part.table.emotion.value_counts()
-        if names := ", ".join(counts.index[counts == 0]):
-            raise UserError(f"too few images of {names} to hold out {fraction:.0%}")
-    return parts
+    return split.select(~held_out), split.select(held_out)
 
 
 def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
-    """Print how many images there are, how many are repeated, and which are ignored."""
+    """Print how many images there are, how many are repeated, and which are ignored.
+
+    Each class needs an image in each split.
+    """
     tables = {name: split.table for name, split in splits.items()}
     counts = {name: table.emotion.value_counts() for name, table in tables.items()}
     shown = pd.DataFrame(counts).rename(index=str).rename_axis(index=None)
@@ -328,6 +314,8 @@ def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
             print(f"ignored: {len(lines) - 5} more in {name}")
     for name, images in counts.items():
         for emotion, count in images.items():
+            if not count:
+                raise UserError(f"{name}: no image of {emotion}")
             if count < 3:
                 print(f"very few images of {printable(emotion)} in {name}: {count}")
     if tables["test"].in_train.all():

@@ -127,8 +127,8 @@ def test_held_out_images_are_in_no_other_part(tmp_path: Path) -> None:
     assert different.sum() == 30  # a quarter of 120 different images
     smaller = train.split_validation(split, 0.1)[1].table
     assert set(smaller.path) < set(validation.path)
-    with pytest.raises(UserError, match=r"^too few images of .* to hold out 1%$"):
-        train.split_validation(split, 0.01)
+    with pytest.raises(UserError, match=r"^validation: no image of (angry|happy|sad)$"):
+        index(tree, "--validation-split", "0.01")
 
 
 def test_a_fifth_of_class_folders_alone_is_held_out(
@@ -187,9 +187,8 @@ def test_fer2013_csv(tree: Path, capsys: pytest.CaptureFixture) -> None:
     out = capsys.readouterr().out
     for number in (52, 53, 54):
         place = f"ignored: {table}, line {number}: "
-        assert f"{place}not 48 x 48 values of 0 to 255, or all equal\n" in out
-    assert f"ignored: {table}, line 55: its emotion is x\n" in out
-    assert "ignored, not among the classes: disgust\n" in out
+        assert f"{place}not 48 x 48 values of 0 to 255, or blank\n" in out
+    assert "ignored, not among the classes: disgust, x\n" in out
     table.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=f"^{table}: not a table like fer2013.csv: "):
         index(table)

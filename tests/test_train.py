@@ -90,9 +90,6 @@ def test_no_input_is_overwritten(tree: Path, tmp_path: Path) -> None:
     for words in (["--data-dir", table], ["--data-dir", tree, "--fine-tune", old]):
         with pytest.raises(SystemExit, match=f"{words[-1]}: {line}"):
             train.main([*map(str, words), "--model-path", str(tmp_path / "m.h5")])
-    path = tree / "train" / "sad" / "m.h5"
-    with pytest.raises(SystemExit, match=f"{path}: is in a folder of images"):
-        run_train(tree, path)
 
 
 def test_where_it_writes_is_checked_before_training(tree: Path) -> None:
