@@ -32,7 +32,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -898,12 +897,12 @@ def write_figures(
 
 def plot_learning_curves(history: pd.DataFrame, splits: Splits) -> Figure:
     """Plot loss and accuracy of every epoch."""
-    validation = "validation" if "validation" in splits else "test"
+    labels = ["train, augmented", "validation" if "validation" in splits else "test"]
     figure = Figure(figsize=(10, 4), layout="constrained")  # pyplot opens windows
     axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
-        sns.lineplot(history[metric], ax=axis, marker="o", label="train, augmented")
-        sns.lineplot(history[f"val_{metric}"], ax=axis, marker="o", label=validation)
+        history[[metric, f"val_{metric}"]].plot(ax=axis, marker="o")
+        axis.legend(labels)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(title="Loss", ylabel="cross-entropy, smoothed labels (nats)")
     axes[1].set(title="Accuracy", ylabel="images classified right")
@@ -931,32 +930,27 @@ def plot_reliability(metrics: dict) -> Figure:
 
 def plot_class_distribution(splits: Splits, class_names: Sequence[str]) -> Figure:
     """Plot the number of images of each class."""
+    images = {name: np.bincount(split.labels) for name, split in splits.items()}
     figure = Figure(figsize=(8, 4), layout="constrained")
-    axis = figure.subplots()
-    tables = {name: split.table for name, split in splits.items()}
-    images = pd.concat(tables, names=["split"]).reset_index("split")
-    images["emotion"] = images.emotion.cat.rename_categories(class_names)
-    sns.countplot(images, x="emotion", hue="split", ax=axis)
+    axis = pd.DataFrame(images, class_names).plot.bar(ax=figure.subplots(), rot=0)
     for bars in axis.containers:
         axis.bar_label(bars, fontsize=8)
-    axis.set(title="Images of each emotion", xlabel="", ylabel="images")
-    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axis.set(title="Images of each emotion", ylabel="images")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 def plot_example_images(train: Split, class_names: Sequence[str], seed: int) -> Figure:
-    """Show up to eight training faces of each class, chosen at random."""
-    figure = Figure(figsize=(9, len(class_names) + 0.5), layout="constrained")
-    figure.suptitle("Training images, before augmentation")
-    axes = figure.subplots(len(class_names), 8)
-    random = np.random.default_rng(seed)
-    for number, (row, name) in enumerate(zip(axes, class_names, strict=True)):
-        rows = random.permutation(np.flatnonzero(train.labels == number))[:8]
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        for axis in row:
-            axis.set(xticks=[], yticks=[], frame_on=False)
-        for axis, face in zip(row, train.faces(rows), strict=False):
-            axis.imshow(face, cmap="gray", vmin=0, vmax=1)
+    """Show eight training faces of each class, chosen at random, as one picture."""
+    random, count = np.random.default_rng(seed), len(class_names)
+    rows = [np.flatnonzero(train.labels == number) for number in range(count)]
+    chosen = np.concatenate([np.resize(random.permutation(row), 8) for row in rows])
+    tiles = train.take(chosen).reshape(count, 8, IMAGE_SIZE, IMAGE_SIZE)
+    figure = Figure(figsize=(9, count + 0.5), layout="compressed")
+    axis = figure.subplots()
+    axis.imshow(np.block([list(row) for row in tiles]), cmap="gray", vmin=0, vmax=255)
+    axis.set(title="Training images, before augmentation", xticks=[])
+    axis.set_yticks(IMAGE_SIZE * (np.arange(count) + 0.5), class_names)
     return figure
 
 
