@@ -108,11 +108,7 @@ OUTPUT_LAYER = "probabilities"  # name by which Muon recognizes it
 PRECISIONS = ["auto", "float32", "mixed_bfloat16", "mixed_float16"]  # Keras policies
 CPU_INFO = Path("/proc/cpuinfo")
 
-GET_DATA = """Get FER2013 with one of
-  pip install kaggle && kaggle datasets download msambare/fer2013 --path data --unzip
-  pip install kagglehub && python -c "import kagglehub; \
-kagglehub.dataset_download('msambare/fer2013', output_dir='data')"
-or try the drawn faces that are here already:
+GET_DATA = """Get FER2013 as data/README.md says, or try the drawn faces:
   python train.py --data-dir data/demo --epochs 15 --model-path models/demo.h5"""
 
 

@@ -107,7 +107,7 @@ def test_without_data_the_message_says_how_to_get_some(
     (tmp_path / "data" / "demo").mkdir(parents=True)
     with pytest.raises(UserError) as error:
         train.index_data(train.parse_args([]))
-    for word in ("kagglehub", "kaggle datasets download", "data/demo"):
+    for word in ("data/README.md", "python train.py --data-dir data/demo"):
         assert word in str(error.value)
 
 
