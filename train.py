@@ -157,10 +157,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--filters: {len(args.filters)} blocks are too many")
     if not utils.are_class_names(args.classes):
         parser.error("--classes needs two or more different names that can be printed")
-    if args.model_path.suffix != ".h5" or args.model_path.stem.endswith(".weights"):
-        parser.error(f"--model-path must end in .h5, no .weights.h5: {args.model_path}")
-    if args.model_path.is_dir():
-        parser.error(f"--model-path: {args.model_path} is a folder")
+    if args.model_path.suffix != ".h5":
+        parser.error(f"--model-path must end in .h5: {args.model_path}")
     return args
 
 
@@ -739,10 +737,7 @@ def fit(
         path.unlink(missing_ok=True)
     plain_model.summary()
     gpus = len(tf.config.list_physical_devices("GPU"))
-    print(
-        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
-        f"{gpus} GPUs, {args.precision}"
-    )
+    print(f"{gpus} GPUs, {args.precision}")
     model.fit(
         train_iterator,
         initial_epoch=len(checkpoint.history),
