@@ -198,10 +198,8 @@ def index_csv(
     """Read FER2013 as its authors distribute it: a CSV file with one image per line.
 
     Its columns are emotion (0 to 6), pixels and Usage. Lines whose Usage is Training
-    are for training, PublicTest for testing; PrivateTest is not used.
-
-    Returns:
-        The splits, and for each split a message per line that cannot be read.
+    are for training, PublicTest for testing; PrivateTest is not used. A message per
+    line that cannot be read is returned, too.
     """
 
     def parse(row: tuple[str, str]) -> np.ndarray:
@@ -317,10 +315,7 @@ def describe_data(splits: Splits, unreadable: dict[str, list[str]]) -> None:
 
 # --- Augmentation ---
 class FaceGenerator(ImageDataGenerator):
-    """ImageDataGenerator that rotates, shifts and zooms with Pillow instead of SciPy.
-
-    The results are the same, in less time.
-    """
+    """ImageDataGenerator with Pillow in place of SciPy: the same results, faster."""
 
     def apply_transform(self, x: np.ndarray, transform_parameters: dict) -> np.ndarray:
         """Transform a face, float32 of shape (size, size, 1)."""
@@ -716,12 +711,7 @@ def list_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def fit(
     train: Split, validation: Split, args: argparse.Namespace
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Train a network and validate it after each epoch.
-
-    Returns:
-        The network, in float32, and its history: loss, accuracy, val_loss and
-        val_accuracy of each epoch, counted from 1.
-    """
+    """Train; return the network in float32, and its history, a row per epoch."""
     train_iterator, validation_iterator = make_iterators(train, validation, args)
     steps = args.epochs * len(train_iterator)
     dropout = choose_regularization(args, len(train.table))["dropout"]
@@ -796,10 +786,7 @@ def describe_run(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Scale probabilities, shape (n, num_classes), by a temperature (Guo et al. 2017).
-
-    Above 1 they become less confident, below 1 more. Their order stays.
-    """
+    """Make probabilities less confident, if temperature > 1 (Guo et al. 2017)."""
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     return softmax(logs / temperature, axis=1)
 
@@ -808,8 +795,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature with the smallest Brier score (Brier 1950).
 
     Cross-entropy would give most weight to the most confident answers, and leave the
-    others overconfident. Probabilities have shape (n, num_classes); labels, the class
-    indices, have shape (n,).
+    others overconfident. Probabilities have shape (n, num_classes), labels (n,).
     """
     truth = np.eye(probabilities.shape[1])[labels]
 
@@ -821,11 +807,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibrate(model: keras.Model, network: utils.Network, validation: Split) -> float:
-    """Fit the temperature, divide the output layer's weights by it, and return it.
-
-    It is fitted on the predictions of the saved network for the validation images, with
-    test-time augmentation.
-    """
+    """Fit the temperature, divide the output layer's weights by it, and return it."""
     probabilities = utils.predict_split(network, validation)
     temperature = fit_temperature(probabilities, validation.labels)
     layer = model.layers[-1]
@@ -836,14 +818,10 @@ def calibrate(model: keras.Model, network: utils.Network, validation: Split) -> 
 def write_results(
     model: keras.Model, history: pd.DataFrame, splits: Splits, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Write the model file, evaluate it, and write metrics and plots beside it.
+    """Write and evaluate the model file; return its metrics, as in metrics.json.
 
     The model file is put in place last, so that a run that is stopped here can resume.
     The model file that it replaces becomes <name>.previous.h5.
-
-    Returns:
-        The metrics, as in metrics.json and the model file: describe_run, the
-        temperature, utils.evaluate.
     """
     folder, about = args.model_path.parent, describe_run(args, splits)
     with utils.atomic_write(args.model_path) as new_model:
@@ -948,10 +926,7 @@ def plot_example_images(train: Split, class_names: Sequence[str], seed: int) -> 
 # --- The command ---
 @contextlib.contextmanager
 def lock_model(model_path: Path) -> Generator[None, None, None]:
-    """Lock a model path, and the files beside it, for this process.
-
-    The lock ends with the block, or with the process, however that ends.
-    """
+    """Lock a model path and the files beside it, until the block or process ends."""
     is_new = not model_path.parent.exists()
     model_path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(model_path.with_suffix(".lock"))
