@@ -323,7 +323,6 @@ class FaceGenerator(ImageDataGenerator):
             return super().apply_transform(x, transform_parameters)
         rest = dict(transform_parameters)
         theta, tx, ty, zx, zy = map(rest.pop, ("theta", "tx", "ty", "zx", "zy"))
-        flip = rest.pop("flip_horizontal")
         cos, sin = math.cos(math.radians(theta)), math.sin(math.radians(theta))
         size, half = len(x), len(x) / 2
         # Pillow would fill the outside with black: add a border that is wide enough.
@@ -334,12 +333,12 @@ class FaceGenerator(ImageDataGenerator):
         a, b, d, e = zx * cos, -zy * sin, zx * sin, zy * cos
         c = cos * tx - sin * ty + half + border - half * (a + b)
         f = sin * tx + cos * ty + half + border - half * (d + e)
-        if flip:
-            a, c, d, f = -a, c + size * a, -d, f + size * d
         # The matrix maps a pixel of the result to its origin.
         matrix, bilinear = (a, b, c, d, e, f), Image.Resampling.BILINEAR
         image = image.transform((size, size), Image.Transform.AFFINE, matrix, bilinear)
         x = np.asarray(image)[..., np.newaxis]
+        if rest.pop("flip_horizontal"):
+            x = x[:, ::-1]
         return super().apply_transform(x, rest) if any(rest.values()) else x
 
 
