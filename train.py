@@ -700,11 +700,9 @@ def checkpoint_path(model_path: Path) -> Path:
 
 
 def list_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments that shape a training, with the data folder as a text."""
-    arguments = vars(args) | {"data_dir": str(args.data_dir)}
-    for name in ("model_path", "resume", "restart"):
-        del arguments[name]
-    return arguments
+    """Return the arguments that shape a training, without paths to data and model."""
+    others = "data_dir", "model_path", "resume", "restart"
+    return {name: value for name, value in vars(args).items() if name not in others}
 
 
 def fit(
@@ -718,15 +716,15 @@ def fit(
     check_saving(plain_model, args)
     model = make_model(args, steps, dropout)
     path = checkpoint_path(args.model_path)
-    checkpoint = Checkpoint(path, model, list_arguments(args))
+    arguments = list_arguments(args) | {"data_dir": str(args.data_dir)}
+    checkpoint = Checkpoint(path, model, arguments)
     if args.resume:
         checkpoint.load()
         print(f"Resumed after epoch {len(checkpoint.history)} of {args.epochs}.")
     else:
         path.unlink(missing_ok=True)
     plain_model.summary()
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    print(f"{gpus} GPUs, {args.precision}")
+    print(f"{len(tf.config.list_physical_devices('GPU'))} GPUs, {args.precision}")
     model.fit(
         train_iterator,
         initial_epoch=len(checkpoint.history),
@@ -770,13 +768,11 @@ def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
 
 def describe_run(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
     """Collect what the model file says about its training, without paths."""
-    arguments = list_arguments(args)
-    del arguments["data_dir"]
     return {
         "class_names": args.classes,
         "image_size": IMAGE_SIZE,
         "rescale": RESCALE,
-        "arguments": arguments | {"fine_tune": bool(args.fine_tune)},
+        "arguments": list_arguments(args) | {"fine_tune": bool(args.fine_tune)},
         "images": {name: len(split.table) for name, split in splits.items()},
         "versions": {"python": platform.python_version()}
         | {module.__name__: module.__version__ for module in (tf, keras, np)},
