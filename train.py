@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--classes needs two or more different names that can be printed")
     if args.model_path.suffix != ".h5":
         parser.error(f"--model-path must end in .h5: {args.model_path}")
+    if args.model_path.is_dir():
+        parser.error(f"--model-path: {args.model_path} is a folder")
     return args
 
 
@@ -665,10 +668,14 @@ class Checkpoint(keras.callbacks.Callback):
 
     def load(self) -> None:
         """Continue an unfinished run, which must have the same arguments."""
-        with np.load(self.path) as file:
-            about = json.loads(str(file["about"]))
-            state = [file[str(i)] for i in range(len(file.files) - 1)]
-        begun, self.history = about["arguments"], about["history"]
+        try:
+            with np.load(self.path) as file:
+                about = json.loads(str(file["about"]))
+                begun, self.history = about["arguments"], about["history"]
+                state = [file[str(i)] for i in range(len(file.files) - 1)]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            message = f"{self.path}: not a checkpoint; discard it with --restart"
+            raise UserError(message) from error
         for name, value in self.arguments.items():
             if begun.get(name) != value:
                 different = f"{name} {begun.get(name)}, not {value}"
@@ -716,7 +723,8 @@ def fit(
     check_saving(plain_model, args)
     model = make_model(args, steps, dropout)
     path = checkpoint_path(args.model_path)
-    arguments = list_arguments(args) | {"data_dir": str(args.data_dir)}
+    hashes = pd.util.hash_pandas_object(train.table[["emotion", "digest"]], index=False)
+    arguments = list_arguments(args) | {"images": str(hashes.sum())}
     checkpoint = Checkpoint(path, model, arguments)
     if args.resume:
         checkpoint.load()
