@@ -6,6 +6,7 @@ Same seed, same pixels (Pillow's drawing may differ by a shade between versions)
 """
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -79,21 +80,33 @@ def draw_face(emotion: str, random: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
-def draw_clip(portrait: Path, target: Path) -> None:
-    """Write a video of eight seconds: a face that nods, and a visitor, its mirror."""
-    size, face = (320, 240), Image.open(portrait).convert("RGB").crop((90, 0, 390, 300))
-    writer = imageio_ffmpeg.write_frames(str(target), size, fps=15, quality=4)
-    writer.send(None)
+def write_clip(
+    path: Path, frames: Iterable[Image.Image], fps: float, quality: float = 5
+) -> Path:
+    """Write RGB images of one size as a video, in FFmpeg's quality of 0 to 10."""
+    writer = None
+    for frame in frames:
+        if not writer:
+            options = {"fps": fps, "quality": quality, "macro_block_size": 2}
+            writer = imageio_ffmpeg.write_frames(str(path), frame.size, **options)
+            writer.send(None)
+        writer.send(frame.tobytes())
+    writer.close()
+    return path
+
+
+def draw_frames(portrait: Path) -> Iterator[Image.Image]:
+    """Draw eight seconds of video: a face that nods, and a visitor, its mirror."""
+    face = Image.open(portrait).convert("RGB").crop((90, 0, 390, 300))
+    visitor = ImageOps.mirror(face).resize((150, 150))
     for second in np.arange(0, 8, 1 / 15):
-        frame = Image.new("RGB", size, "lightgray")
+        frame = Image.new("RGB", (320, 240), "lightgray")
         angle = 25 * np.sin(1.5 * second)
         nodding = face.rotate(angle, Image.Resampling.BICUBIC).resize((150, 150))
         frame.paste(nodding, (10, int(50 - 15 * np.cos(second))))
         x = int(170 + 150 * max(0, 3.5 - second, second - 6.5))  # comes, stays, goes
-        visitor = ImageOps.mirror(face).resize((150, 150))
         frame.paste(visitor, (x, 60))
-        writer.send(frame.tobytes())
-    writer.close()
+        yield frame
 
 
 def main() -> None:
@@ -109,7 +122,8 @@ def main() -> None:
             for number in range(count):
                 image = draw_face(emotion, random)
                 image.save(folder / f"{number:02}.png", optimize=True)
-    draw_clip(DATA / "astronaut.jpg", args.output.with_name("astronaut.mp4"))
+    clip = args.output.with_name("astronaut.mp4")
+    write_clip(clip, draw_frames(DATA / "astronaut.jpg"), fps=15, quality=4)
 
 
 if __name__ == "__main__":
