@@ -29,28 +29,23 @@ def halve(split: utils.Split) -> np.ndarray:
     return split.faces().reshape(-1, SIZE, 2, SIZE, 2).mean(axis=(2, 4))
 
 
-def standardize(faces: np.ndarray) -> np.ndarray:
-    """Return faces as rows of mean 0 and length 1, whose products are correlations."""
-    rows = faces.reshape(len(faces), -1)
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-
-
-def overlap(shift: int) -> slice:
-    """Return what of an axis stays in sight when it is shifted."""
-    return slice(max(0, shift), SIZE + min(0, shift))
+def cut(faces: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Cut off what a shift moves out of sight; return rows of mean 0 and length 1."""
+    rows, columns = (
+        slice(max(0, shift), SIZE + min(0, shift)) for shift in (down, right)
+    )
+    faces = faces[:, rows, columns].reshape(len(faces), -1)
+    faces = faces - faces.mean(axis=1, keepdims=True)
+    return faces / np.maximum(np.linalg.norm(faces, axis=1, keepdims=True), 1e-6)
 
 
 def find_nearest(faces: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return for each face the highest correlation with another, and which it is."""
     highest, nearest = np.full(len(faces), -1.0), np.zeros(len(faces), int)
     for down, right in product(SHIFTS, SHIFTS):
-        shifted = standardize(others[:, overlap(down), overlap(right)])
-        kept = standardize(faces[:, overlap(-down), overlap(-right)])
-        correlations = kept @ shifted.T
-        best = correlations.argmax(axis=1)
-        values = correlations[np.arange(len(faces)), best]
-        nearest[values > highest] = best[values > highest]
+        correlations = cut(faces, -down, -right) @ cut(others, down, right).T
+        values, best = correlations.max(axis=1), correlations.argmax(axis=1)
+        nearest = np.where(values > highest, best, nearest)
         highest = np.maximum(highest, values)
     return highest, nearest
 
