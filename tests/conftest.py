@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ EMOTIONS = ["angry", "fear", "happy", "neutral", "sad", "surprise"]
 # test_demo.py and test_stop.py train as users do.
 train.tf.config.run_functions_eagerly(True)
 Ask = Callable[..., tuple[int | str | None, str, str]]  # as of the fixture ask
+FakeSearch = SimpleNamespace  # of the fixture search: boxes to find, sizes of images
 
 
 def random_pixels(seed: int, size: int = 48) -> np.ndarray:
@@ -137,27 +139,19 @@ def run(checkout: Path) -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
-class FakeSearch:
-    """Find faces at given boxes: left, top, width, height."""
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> FakeSearch:
+    """Let predict.py find faces at search.boxes: left, top, width, height."""
+    fake = FakeSearch(boxes=[], sizes=[])
 
-    def __init__(self) -> None:
-        self.boxes: list[tuple[float, ...]] = []
-        self.sizes: list[tuple[int, int]] = []
-
-    def __call__(self, image: Image.Image, size: int, border: float = 0) -> tuple:
-        """Answer as predict.search does."""
-        self.sizes.append(image.size)
-        boxes = np.reshape(self.boxes, (-1, 4)).astype(float)
+    def find(image: Image.Image, size: int, border: float = 0) -> tuple:
+        fake.sizes.append(image.size)
+        boxes = np.reshape(fake.boxes, (-1, 4)).astype(float)
         boxes[:, 2:] += boxes[:, :2]
         return boxes, np.ones(len(boxes))
 
-
-@pytest.fixture
-def search(monkeypatch: pytest.MonkeyPatch) -> FakeSearch:
-    """Put a search that finds nothing yet into predict.py's hands."""
-    search = FakeSearch()
-    monkeypatch.setattr(predict, "search", search)
-    return search
+    monkeypatch.setattr(predict, "search", find)
+    return fake
 
 
 def noise(path: Path, width: int, height: int) -> Path:
