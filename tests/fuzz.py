@@ -50,10 +50,9 @@ def make_images(path: Path) -> list[bytes]:
     for kind in utils.FORMATS:
         for mode in MODES:
             image = noise.convert("L" if mode == "I;16" else mode).convert(mode)
-            if kind == "TIFF" and mode != "CMYK":
-                options["compression"] = "tiff_lzw"
-            if kind == "WEBP":
-                options |= {"save_all": True, "append_images": [image.rotate(90)]}
+            options["compression"] = "tiff_lzw" if mode == "RGB" else None
+            options["save_all"] = kind == "WEBP"
+            options["append_images"] = [image.rotate(90)]
             with contextlib.suppress(OSError, ValueError):  # a mode it does not have
                 image.save(path, kind, **options)
                 images.append(path.read_bytes())

@@ -44,7 +44,7 @@ def train_quietly(path: Path) -> None:
 
 def start(path: Path) -> multiprocessing.Process:
     """Start a training in a new process."""
-    process = FORK.Process(target=train_quietly, args=[path])
+    process = FORK.Process(target=train_quietly, args=[path], daemon=True)
     process.start()
     return process
 
