@@ -597,7 +597,7 @@ def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
 
     All others must have Keras' defaults, which are None or False.
     """
-    names = LAYERS[kind][0].split()
+    names = LAYERS[kind].split()
     for name, value in config.items():
         if name in names:
             expected = is_plain(value)
@@ -686,19 +686,77 @@ def describe_network(
 
 
 # --- Layers ---
+# What each activation function computes, by its name in Keras.
+ACTIVATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "linear": lambda op, x: x,
+    "relu": lambda op, x: op.relu(x),
+    "relu6": lambda op, x: op.clamp(x, 0, 6),
+    "leaky_relu": lambda op, x: op.prelu(x, np.float32([0.2])),
+    "elu": lambda op, x: op.elu(x, 1),
+    "selu": lambda op, x: op.selu(x, np.float32(1.67326324), np.float32(1.05070099)),
+    "gelu": lambda op, x: op.gelu(x, "ERF"),
+    "silu": lambda op, x: op.swish(x),
+    "swish": lambda op, x: op.swish(x),
+    "sigmoid": lambda op, x: op.sigmoid(x),
+    "hard_sigmoid": lambda op, x: op.hsigmoid(x),
+    "tanh": lambda op, x: op.tanh(x),
+    "softplus": lambda op, x: op.softplus(x),
+    "softsign": lambda op, x: op.softsign(x),
+    "exponential": lambda op, x: op.exp(x),
+    "softmax": lambda op, x: op.softmax(x, channel_axis(x)),
+}
+PADDINGS = {"same": "same_upper", "valid": "valid"}
+CONVOLUTION = "kernel_size strides padding dilation_rate use_bias activation"
+POOLING = "pool_size strides padding"
+NORMALIZATION = "axis epsilon center scale"
+# The kinds of layers in a network, each with the settings that matter for predictions.
+# The function compute says what they do.
+LAYERS = {
+    "Conv2D": f"{CONVOLUTION} filters groups",
+    "DepthwiseConv2D": f"{CONVOLUTION} depth_multiplier",
+    "SeparableConv2D": f"{CONVOLUTION} depth_multiplier filters",
+    "Dense": "units use_bias activation",
+    "MaxPooling2D": POOLING,
+    "AveragePooling2D": POOLING,
+    "GlobalMaxPooling2D": "keepdims",
+    "GlobalAveragePooling2D": "keepdims",
+    "BatchNormalization": NORMALIZATION,
+    "LayerNormalization": NORMALIZATION,
+    "GroupNormalization": f"{NORMALIZATION} groups",
+    "Activation": "activation",
+    "ReLU": "max_value negative_slope alpha",
+    "LeakyReLU": "max_value negative_slope alpha",
+    "PReLU": "shared_axes",
+    "ELU": "alpha",
+    "Softmax": "axis",
+    "Flatten": "",
+    "Reshape": "target_shape",
+    "ZeroPadding2D": "padding",
+    "Rescaling": "scale offset",
+    "Add": "",
+    "Multiply": "",
+    "Concatenate": "axis",
+}
+# The values of these settings in layers that have none.
+UNSET = {"axis": -1, "use_bias": False, "activation": "linear", "target_shape": [-1]}
+TRAINING_ONLY = re.compile(
+    r"\w*Dropout(2D)?|GaussianNoise|ActivityRegularization|Random(?!Crop)\w+"
+)
+
+
 def shape_of(x: Any) -> list[int]:
     """Return the shape of a node without its batch axis."""
     return [size.get_length() for size in list(x.get_output_partial_shape(0))[1:]]
 
 
-def channel_axis(x: Any) -> int:
-    """Return the axis of a node's channels."""
-    return 1 if is_image(x) else len(shape_of(x))
-
-
 def is_image(x: Any) -> bool:
     """Tell whether a node holds images, of shape (channels, height, width)."""
     return len(shape_of(x)) == 3
+
+
+def channel_axis(x: Any) -> int:
+    """Return the axis of a node's channels."""
+    return 1 if is_image(x) else len(shape_of(x))
 
 
 def pair(value: Any) -> list[int]:
@@ -748,18 +806,10 @@ class Graph:
         self.weights.append(values)
         return values
 
-    def check_size(self, x: Any) -> None:
-        """Refuse the output of the current layer if it is empty or too large."""
-        sizes = shape_of(x)
-        if min(sizes) < 1 or math.prod(sizes) > MAX_VALUES:
-            limit = f"1 to {MAX_VALUES} values are allowed"
-            raise ValueError(f"its layer {self.layer} has the output {sizes}; {limit}")
-
     def read_channels(self, name: str, x: Any) -> np.ndarray:
         """Read an array with one number per channel of a node."""
-        if is_image(x):
-            return self.read(name, shape_of(x)[0]).reshape(-1, 1, 1)
-        return self.read(name, shape_of(x)[-1])
+        values = self.read(name, shape_of(x)[channel_axis(x) - 1])
+        return values.reshape(-1, 1, 1) if is_image(x) else values
 
     def channels_last(self, x: Any) -> Any:
         """Return images as NHWC, and other nodes as they are."""
@@ -769,223 +819,139 @@ class Graph:
         """Return images as NCHW, and other nodes as they are."""
         return self.op.transpose(x, [0, 3, 1, 2]) if is_image(x) else x
 
+    def convolve(
+        self, x: Any, c: SimpleNamespace, kernel: np.ndarray, groups: int = 1
+    ) -> Any:
+        """Convolve with a kernel (height, width, channels / groups, filters)."""
+        weights = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+        strides, dilations = pair(c.strides), pair(c.dilation_rate)
+        options = strides, [0, 0], [0, 0], dilations, PADDINGS[c.padding]
+        if groups == 1:
+            return self.op.convolution(x, weights, *options)
+        weights = weights.reshape(groups, -1, *weights.shape[1:])
+        return self.op.group_convolution(x, weights, *options)
 
-def convolve(
-    g: Graph, x: Any, c: SimpleNamespace, kernel: np.ndarray, groups: int
-) -> Any:
-    """Convolve with a kernel (height, width, channels / groups, filters)."""
-    weights = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-    strides, dilations = pair(c.strides), pair(c.dilation_rate)
-    options = strides, [0, 0], [0, 0], dilations, PADDINGS[c.padding]
-    if groups == 1:
-        return g.op.convolution(x, weights, *options)
-    weights = weights.reshape(groups, -1, *weights.shape[1:])
-    return g.op.group_convolution(x, weights, *options)
+    def convolve_each(self, x: Any, c: SimpleNamespace, name: str) -> Any:
+        """Convolve each channel with kernels of its own."""
+        channels = shape_of(x)[0]
+        kernel = self.read(name, *pair(c.kernel_size), channels, c.depth_multiplier)
+        kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
+        return self.convolve(x, c, kernel, groups=channels)
 
-
-def conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Conv2D."""
-    groups = c.groups or 1  # missing in early versions of Keras
-    channels = shape_of(x)[0] // groups
-    kernel = g.read("kernel", *pair(c.kernel_size), channels, c.filters)
-    return convolve(g, x, c, kernel, groups)
-
-
-def depthwise_conv2d(g: Graph, x: Any, c: SimpleNamespace, name: str = "kernel") -> Any:
-    """DepthwiseConv2D: each channel has kernels of its own."""
-    channels = shape_of(x)[0]
-    kernel = g.read(name, *pair(c.kernel_size), channels, c.depth_multiplier)
-    return convolve(g, x, c, kernel.reshape(*kernel.shape[:2], 1, -1), channels)
+    def check_size(self, x: Any) -> None:
+        """Refuse the output of the current layer if it is empty or too large."""
+        sizes = shape_of(x)
+        if min(sizes) < 1 or math.prod(sizes) > MAX_VALUES:
+            limit = f"1 to {MAX_VALUES} values are allowed"
+            raise ValueError(f"its layer {self.layer} has the output {sizes}; {limit}")
 
 
-def separable_conv2d(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """SeparableConv2D."""
-    x = depthwise_conv2d(g, x, c, "depthwise_kernel")
-    g.check_size(x)
-    kernel = g.read("pointwise_kernel", 1, 1, shape_of(x)[0], c.filters)
-    c.strides = c.dilation_rate = 1
-    return convolve(g, x, c, kernel, groups=1)
-
-
-def dense(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Dense, along the channels."""
-    x = g.channels_last(x)
-    x = g.op.matmul(x, g.read("kernel", shape_of(x)[-1], c.units), False, False)
-    return g.channels_first(x)
-
-
-def pool(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
-    """MaxPooling2D, and AveragePooling2D, which leaves the padding out."""
-    options = {"exclude_pad": True} if name == "avg_pool" else {}
-    options["auto_pad"] = PADDINGS[c.padding]
-    op = getattr(import_openvino().opset1, name)  # later versions have two outputs
-    return op(x, pair(c.strides), [0, 0], [0, 0], pair(c.pool_size), **options)
-
-
-def pool_globally(g: Graph, x: Any, c: SimpleNamespace, name: str) -> Any:
-    """GlobalMaxPooling2D and GlobalAveragePooling2D."""
-    return getattr(g.op, name)(x, [2, 3], c.keepdims is True)
-
-
-def scale_and_shift(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Multiply each channel by gamma and add beta, if the layer has them."""
-    x = g.op.multiply(x, g.read_channels("gamma", x)) if c.scale else x
-    return g.op.add(x, g.read_channels("beta", x)) if c.center else x
-
-
-def batch_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """BatchNormalization, with the statistics that training has gathered."""
-    gamma = g.read_channels("gamma", x) if c.scale else np.float32(1)
-    beta = g.read_channels("beta", x) if c.center else np.float32(0)
-    mean = g.read_channels("moving_mean", x)
-    variance = g.read_channels("moving_variance", x)
-    gamma = gamma / np.sqrt(np.maximum(variance, 0) + np.float32(c.epsilon))
-    return g.op.add(g.op.multiply(x, gamma), beta - gamma * mean)
-
-
-def layer_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """LayerNormalization, along the channels."""
-    x = g.op.mvn(x, [channel_axis(x)], True, float(c.epsilon), "INSIDE_SQRT")
-    return scale_and_shift(g, x, c)
-
-
-def group_normalization(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """GroupNormalization, of images."""
-    if not is_image(x):
-        raise ValueError(f"its layer {g.layer} does not normalize images")
-    channels = shape_of(x)[0]
-    ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-    x = g.op.group_normalization(x, ones, zeros, c.groups, float(c.epsilon))
-    return scale_and_shift(g, x, c)
-
-
-def relu(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """ReLU and LeakyReLU, whose slope is alpha in Keras 2."""
-    x = g.op.prelu(x, np.float32([c.negative_slope or c.alpha or 0]))
-    return x if c.max_value is None else g.op.minimum(x, np.float32(c.max_value))
-
-
-def prelu(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """PReLU."""
-    sizes, shared = shape_of(g.channels_last(x)), c.shared_axes or []
-    shape = [1 if axis in shared else size for axis, size in enumerate(sizes, 1)]
-    alpha, zero = g.read("alpha", *shape), np.float32(0)
-    alpha = alpha.transpose(2, 0, 1) if is_image(x) else alpha
-    below = g.op.multiply(g.op.minimum(x, zero), alpha)
-    return g.op.add(g.op.maximum(x, zero), below)
-
-
-def reshape(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Reshape, and Flatten, whose target shape is one row."""
-    x, shape = g.channels_last(x), list(c.target_shape)
-    size = math.prod(shape_of(x))
-    if -1 in shape:
-        shape[shape.index(-1)] = size // -math.prod(shape)
-    if math.prod(shape) != size:
-        raise ValueError(f"target_shape of its layer {g.layer} is {c.target_shape}")
-    return g.channels_first(g.op.reshape(x, [-1, *shape], False))
-
-
-def zero_padding(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """ZeroPadding2D."""
-    (top, bottom), (left, right) = map(pair, c.padding)
-    begin, end = [0, 0, top, left], [0, 0, bottom, right]
-    return g.op.pad(x, begin, end, "constant", np.float32(0))
-
-
-def rescaling(g: Graph, x: Any, c: SimpleNamespace) -> Any:
-    """Rescaling, of all channels alike."""
-    if isinstance(c.scale, list) or isinstance(c.offset, list):
-        raise ValueError(f"its layer {g.layer} scales each channel differently")
-    return g.op.add(g.op.multiply(x, np.float32(c.scale)), np.float32(c.offset))
-
-
-def merge(g: Graph, x: list, c: SimpleNamespace, name: str) -> Any:
-    """Add and Multiply, for nodes with the same number of axes."""
-    if len({len(shape_of(node)) for node in x}) > 1:
-        raise ValueError(f"its layer {g.layer} joins arrays of different ranks")
-    return functools.reduce(getattr(g.op, name), x)
-
-
-# What each activation function computes, by its name in Keras.
-ACTIVATIONS: dict[str, Callable[[Graph, Any], Any]] = {
-    "linear": lambda g, x: x,
-    "relu": lambda g, x: g.op.relu(x),
-    "relu6": lambda g, x: g.op.clamp(x, 0, 6),
-    "leaky_relu": lambda g, x: g.op.prelu(x, np.float32([0.2])),
-    "elu": lambda g, x: g.op.elu(x, 1),
-    "selu": lambda g, x: g.op.selu(x, np.float32(1.67326324), np.float32(1.05070099)),
-    "gelu": lambda g, x: g.op.gelu(x, "ERF"),
-    "silu": lambda g, x: g.op.swish(x),
-    "swish": lambda g, x: g.op.swish(x),
-    "sigmoid": lambda g, x: g.op.sigmoid(x),
-    "hard_sigmoid": lambda g, x: g.op.hsigmoid(x),
-    "tanh": lambda g, x: g.op.tanh(x),
-    "softplus": lambda g, x: g.op.softplus(x),
-    "softsign": lambda g, x: g.op.softsign(x),
-    "exponential": lambda g, x: g.op.exp(x),
-    "softmax": lambda g, x: g.op.softmax(x, channel_axis(x)),
-}
-PADDINGS = {"same": "same_upper", "valid": "valid"}
-# The values of these settings in layers that have none.
-UNSET = {"axis": -1, "use_bias": False, "activation": "linear", "target_shape": [-1]}
-CONVOLUTION = "kernel_size strides padding dilation_rate use_bias activation"
-POOLING = "pool_size strides padding"
-NORMALIZATION = "axis epsilon center scale"
-# The kinds of layers in a network. Each has the settings that matter for predictions, a
-# function of the graph, the input node and the settings that returns the output node,
-# and the name of OpenVINO's operation if several kinds share the function.
-LAYERS: dict[str, tuple] = {
-    "Conv2D": (f"{CONVOLUTION} filters groups", conv2d),
-    "DepthwiseConv2D": (f"{CONVOLUTION} depth_multiplier", depthwise_conv2d),
-    "SeparableConv2D": (f"{CONVOLUTION} depth_multiplier filters", separable_conv2d),
-    "Dense": ("units use_bias activation", dense),
-    "MaxPooling2D": (POOLING, pool, "max_pool"),
-    "AveragePooling2D": (POOLING, pool, "avg_pool"),
-    "GlobalMaxPooling2D": ("keepdims", pool_globally, "reduce_max"),
-    "GlobalAveragePooling2D": ("keepdims", pool_globally, "reduce_mean"),
-    "BatchNormalization": (NORMALIZATION, batch_normalization),
-    "LayerNormalization": (NORMALIZATION, layer_normalization),
-    "GroupNormalization": (f"{NORMALIZATION} groups", group_normalization),
-    "Activation": ("activation", lambda g, x, c: x),  # add_layer applies the activation
-    "ReLU": ("max_value negative_slope alpha", relu),
-    "LeakyReLU": ("max_value negative_slope alpha", relu),
-    "PReLU": ("shared_axes", prelu),
-    "ELU": ("alpha", lambda g, x, c: g.op.elu(x, c.alpha)),
-    "Softmax": ("axis", lambda g, x, c: g.op.softmax(x, channel_axis(x))),
-    "Flatten": ("", reshape),
-    "Reshape": ("target_shape", reshape),
-    "ZeroPadding2D": ("padding", zero_padding),
-    "Rescaling": ("scale offset", rescaling),
-    "Add": ("", merge, "add"),
-    "Multiply": ("", merge, "multiply"),
-    "Concatenate": ("axis", lambda g, x, c: g.op.concat(x, channel_axis(x[0]))),
-}
-MERGING = {"Add", "Multiply", "Concatenate"}
-TRAINING_ONLY = re.compile(
-    r"\w*Dropout(2D)?|GaussianNoise|ActivityRegularization|Random(?!Crop)\w+"
-)
+def compute(g: Graph, kind: str, inputs: list, c: SimpleNamespace) -> Any:
+    """Apply a layer with the settings c, but not its bias and activation, to nodes."""
+    op, x = g.op, inputs[0]
+    match kind:
+        case "Conv2D":
+            groups = c.groups or 1  # missing in early versions of Keras
+            channels = shape_of(x)[0] // groups
+            kernel = g.read("kernel", *pair(c.kernel_size), channels, c.filters)
+            return g.convolve(x, c, kernel, groups)
+        case "DepthwiseConv2D":
+            return g.convolve_each(x, c, "kernel")
+        case "SeparableConv2D":
+            x = g.convolve_each(x, c, "depthwise_kernel")
+            g.check_size(x)
+            kernel = g.read("pointwise_kernel", 1, 1, shape_of(x)[0], c.filters)
+            c.strides = c.dilation_rate = 1
+            return g.convolve(x, c, kernel)
+        case "Dense":
+            x = g.channels_last(x)
+            kernel = g.read("kernel", shape_of(x)[-1], c.units)
+            return g.channels_first(op.matmul(x, kernel, False, False))
+        case "MaxPooling2D" | "AveragePooling2D":
+            sizes = pair(c.strides), [0, 0], [0, 0], pair(c.pool_size)
+            padding = {"auto_pad": PADDINGS[c.padding]}
+            if kind == "AveragePooling2D":
+                return op.avg_pool(x, *sizes, exclude_pad=True, **padding)
+            op = import_openvino().opset1  # later versions of max_pool have two outputs
+            return op.max_pool(x, *sizes, **padding)
+        case "GlobalMaxPooling2D":
+            return op.reduce_max(x, [2, 3], c.keepdims is True)
+        case "GlobalAveragePooling2D":
+            return op.reduce_mean(x, [2, 3], c.keepdims is True)
+        case "BatchNormalization":
+            gamma = g.read_channels("gamma", x) if c.scale else np.float32(1)
+            beta = g.read_channels("beta", x) if c.center else np.float32(0)
+            mean = g.read_channels("moving_mean", x)
+            variance = g.read_channels("moving_variance", x)
+            gamma = gamma / np.sqrt(np.maximum(variance, 0) + np.float32(c.epsilon))
+            return op.add(op.multiply(x, gamma), beta - gamma * mean)
+        case "LayerNormalization":
+            x = op.mvn(x, [channel_axis(x)], True, float(c.epsilon), "INSIDE_SQRT")
+            x = op.multiply(x, g.read_channels("gamma", x)) if c.scale else x
+            return op.add(x, g.read_channels("beta", x)) if c.center else x
+        case "GroupNormalization":
+            if not is_image(x):
+                raise ValueError(f"its layer {g.layer} does not normalize images")
+            n = shape_of(x)[0]
+            gamma = g.read("gamma", n) if c.scale else np.ones(n, np.float32)
+            beta = g.read("beta", n) if c.center else np.zeros(n, np.float32)
+            return op.group_normalization(x, gamma, beta, c.groups, float(c.epsilon))
+        case "ReLU" | "LeakyReLU":  # alpha is the slope in Keras 2
+            x = op.prelu(x, np.float32([c.negative_slope or c.alpha or 0]))
+            limit = c.max_value
+            return x if limit is None else op.minimum(x, np.float32(limit))
+        case "PReLU":
+            sizes, shared = shape_of(g.channels_last(x)), c.shared_axes or []
+            shape = [1 if i in shared else size for i, size in enumerate(sizes, 1)]
+            alpha, zero = g.read("alpha", *shape), np.float32(0)
+            alpha = alpha.transpose(2, 0, 1) if is_image(x) else alpha
+            below = op.multiply(op.minimum(x, zero), alpha)
+            return op.add(op.maximum(x, zero), below)
+        case "ELU":
+            return op.elu(x, c.alpha)
+        case "Softmax":
+            return op.softmax(x, channel_axis(x))
+        case "Flatten" | "Reshape":
+            x, shape = g.channels_last(x), list(c.target_shape)
+            size = math.prod(shape_of(x))
+            if -1 in shape:
+                shape[shape.index(-1)] = size // -math.prod(shape)
+            if math.prod(shape) != size:
+                raise ValueError(f"target_shape of {g.layer} is {c.target_shape}")
+            return g.channels_first(op.reshape(x, [-1, *shape], False))
+        case "ZeroPadding2D":
+            (top, bottom), (left, right) = map(pair, c.padding)
+            begin, end = [0, 0, top, left], [0, 0, bottom, right]
+            return op.pad(x, begin, end, "constant", np.float32(0))
+        case "Rescaling":
+            scale, offset = np.float32([float(c.scale), float(c.offset)])
+            return op.add(op.multiply(x, scale), offset)
+        case "Add" | "Multiply":
+            if len({len(shape_of(node)) for node in inputs}) > 1:
+                raise ValueError(f"its layer {g.layer} joins arrays of different ranks")
+            return functools.reduce(op.add if kind == "Add" else op.multiply, inputs)
+        case "Concatenate":
+            return op.concat(inputs, channel_axis(x))
+    return x  # of Activation
 
 
 def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
     """Apply a layer to its inputs, with bias and activation if it has them."""
-    kind, output = layer["class_name"], inputs[0]
-    if kind not in LAYERS and not TRAINING_ONLY.fullmatch(kind):
-        known = ", ".join(LAYERS)
-        raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS: {known}")
+    kind, x = layer["class_name"], inputs[0]
     g.layer = layer["config"]["name"]
     if kind in LAYERS:
-        c, rank = read_settings(kind, layer["config"]), len(shape_of(output)) + 1
+        c, rank = read_settings(kind, layer["config"]), len(shape_of(x)) + 1
         if c.axis not in (-1, rank - 1, [-1], [rank - 1]):
             raise ValueError(f"axis of its layer {g.layer} is {c.axis}, not the last")
-        _, compute, *operation = LAYERS[kind]
-        x = inputs if kind in MERGING else output
-        output = compute(g, x, c, *operation)
+        x = compute(g, kind, inputs, c)
         if c.use_bias:
-            output = g.op.add(output, g.read_channels("bias", output))
-        output = ACTIVATIONS[c.activation](g, output)
-    g.check_size(output)
-    return output
+            x = g.op.add(x, g.read_channels("bias", x))
+        x = ACTIVATIONS[c.activation](g.op, x)
+    elif not TRAINING_ONLY.fullmatch(kind):
+        known = ", ".join(LAYERS)
+        raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS: {known}")
+    g.check_size(x)
+    return x
 
 
 def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
