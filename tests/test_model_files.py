@@ -25,7 +25,7 @@ from utils import UserError
 KERNEL = "model_weights/dense/face_classifier/dense/kernel"
 SHAPE = 12 * 12 * 8, 5  # of that kernel
 ELSEWHERE = f"its {KERNEL} is not stored whole, plain or by deflate"
-NO_ARRAY = f"its {KERNEL} is not in it, a link, or no array of float32 or float16"
+LINK = " is missing, or a link"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_bytes_that_are_no_whole_hdf5_file(path: Path) -> None:
         ("class_names", '["angry", "happy"]', "it has 3 outputs for 2 classes"),
         ("class_names", '["a", "b", "\\u001b[2J"]', "its class names are "),
         ("class_names", '["=1+1", "b", "c"]', "its class names are "),
-        ("class_names", " " * 2**21, "a text in it is too long"),
+        ("class_names", " " * 2**21, "its class_names is no text, or too long"),
     ],
 )
 def test_attributes(path: Path, name: str, value: object, reason: str) -> None:
@@ -164,7 +164,7 @@ def test_nothing_outside_the_file_is_read(path: Path, kind: str) -> None:
             file[KERNEL] = h5py.SoftLink("/way out")
     with h5py.File(path) as file:  # HDF5 itself reads it
         assert (file[KERNEL][:] == 7).all()
-    assert refusal(path) == (NO_ARRAY if "link" in kind else ELSEWHERE)
+    assert LINK in refusal(path) if "link" in kind else refusal(path) == ELSEWHERE
 
 
 @pytest.mark.parametrize(
