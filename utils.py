@@ -50,7 +50,6 @@ MAX_FRAMES = 20  # of an animation, searched for one that shows something
 MIN_SIDE = 12  # pixels a side of an image of a face, at least
 Image.MAX_IMAGE_PIXELS = 250_000_000  # for phones' photos; Pillow's limit is 89 million
 NEARLY_BLACK = 8  # of 255; an image with no brighter pixel shows nothing
-DIM = 32  # of 255; an image with no brighter pixel is brightened
 BLANK = f"shows nothing: nearly black or of one gray or below {MIN_SIDE} pixels a side"
 TOO_LARGE = "too large; 250 million pixels at most: scale it down"
 CHUNK = 64  # files, or faces, that go through the network together
@@ -217,13 +216,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    image = image if image.mode == "L" else image.convert("RGB")
-    brightest = np.max(image.getextrema())
-    # Pillow reads 12-bit values in 16-bit colors as values below 16.
-    if NEARLY_BLACK <= brightest < DIM:
-        levels = [min(255, 255 * value // brightest) for value in range(256)]
-        image = image.point(levels * len(image.getbands()))
-    return image
+    return image if image.mode == "L" else image.convert("RGB")
 
 
 def decode(image: Image.Image) -> Image.Image:
