@@ -325,10 +325,7 @@ def list_folders(folder: Path) -> list[str]:
     """Return the names of a folder's own folders, sorted, without hidden ones."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
-    try:
-        found = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}") from error
+    found = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     return sorted(name for name in found if name[0] != ".")
 
 
@@ -1007,8 +1004,6 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
     path, make = Path(path), "make one with: python train.py"
     if not os.path.isfile(path):
         raise UserError(f"{path}: no model file there; {make}")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: Permission denied")
     try:
         if os.path.getsize(path) > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB")
