@@ -987,12 +987,11 @@ class Network:
         return means
 
 
-def gives_probabilities(layers: list[dict[str, Any]]) -> bool:
-    """Tell whether the last layer that changes values gives probabilities."""
-    passing = re.compile(f"Flatten|Reshape|GlobalAverage.*|{TRAINING_ONLY.pattern}")
-    end = next(x for x in reversed(layers) if not passing.fullmatch(x["class_name"]))
-    activation = end["config"].get("activation", end["class_name"].lower())
-    return activation in ("softmax", "sigmoid", "hard_sigmoid")
+def gives_probabilities(node: Any) -> bool:
+    """Tell whether the last operation that changes values gives probabilities."""
+    while node.get_type_name() in ("Reshape", "Transpose", "ReduceMean"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name() in ("Softmax", "Sigmoid", "HSigmoid")
 
 
 def load_model(path: str | Path, class_names: list[str] | None = None) -> Network:
@@ -1019,7 +1018,7 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
         if shape != [len(names)]:
             count = "x".join(map(str, shape))
             raise ValueError(f"it has {count} outputs for {len(names)} classes")
-        if assumed and not gives_probabilities(config["layers"]):
+        if assumed and not gives_probabilities(graph.output):
             graph.output = graph.op.softmax(graph.output, -1)
             assumed += ", and of logits"
         return Network(graph, names, assumed)
