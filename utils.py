@@ -1038,20 +1038,15 @@ def predict_split(network: Network, split: Split) -> np.ndarray:
 
 # --- Figures and plots ---
 def evaluate(network: Network, split: Split) -> dict[str, Any]:
-    """Measure a network on the images of a split.
-
-    Returns:
-        classification_metrics of all images as test; and, if the table has a column
-        in_train, of those that are not in train, as not_in_train.
-    """
+    """Measure a network on the images of a split, and on those not also in train."""
     probabilities, labels = predict_split(network, split), split.labels
-    metrics = {"test": classification_metrics(labels, probabilities)}
+    parts = {"test": np.ones(len(labels), bool)}
     if "in_train" in split.table:
-        new = ~split.table.in_train.to_numpy()
-        metrics["not_in_train"] = classification_metrics(
-            labels[new], probabilities[new]
-        )
-    return metrics
+        parts["not_in_train"] = ~split.table.in_train.to_numpy()
+    return {
+        name: classification_metrics(labels[rows], probabilities[rows])
+        for name, rows in parts.items()
+    }
 
 
 def classification_metrics(
