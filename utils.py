@@ -195,14 +195,12 @@ def list_files(folder: Path) -> Iterator[str]:
 
 
 # --- Pictures ---
+# Files that are no readable image raise OSError.
 def to_8_bits(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to L (gray) or RGB, 8 bits a channel.
 
     Transparent pixels become white. Values of 16 bits, or of fewer that are stored in
-    16, are scaled to 8. A dim image is brightened.
-
-    Raises:
-        ValueError: for pixels of no defined range: floats, integers beyond 16 bits.
+    16, are scaled to 8. Floats and larger integers have no defined range: ValueError.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -243,13 +241,12 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
 
     Returns:
         An image of mode L or RGB, whose info["reduced"] is the factor of reduction.
-
-    Raises:
-        OSError: if the file cannot be read as an image.
     """
     try:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise OSError("no such file" if not os.path.exists(path) else "not a file")
+        if not os.path.getsize(path):
+            raise OSError("empty file")
         with Image.open(path, formats=FORMATS) as image:
             pixels = image.width * image.height
             if image.format == "TIFF":  # width and height of its tiles, maybe larger
@@ -268,9 +265,7 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
             result.info["reduced"] = reduced  # last, as other steps drop it
             return result
     except Image.UnidentifiedImageError as error:
-        if os.path.getsize(path):
-            raise NotAnImageError(f"{path}: not an image") from error
-        raise OSError(f"{path}: empty file") from error
+        raise NotAnImageError(f"{path}: not an image") from error
     except DECODER_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error) or "unreadable"
         if isinstance(error, Image.DecompressionBombError):  # at twice the limit
@@ -293,11 +288,7 @@ def to_pixels(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
 
 
 def to_input(pixels: np.ndarray) -> np.ndarray:
-    """Turn pixels, uint8 of shape (..., size, size), into network input.
-
-    Returns:
-        Values in [0, 1], float32 of shape (..., size, size, 1).
-    """
+    """Turn pixels, uint8 (..., n, n), into network input, float32 (..., n, n, 1)."""
     return pixels[..., np.newaxis] * np.float32(RESCALE)
 
 
@@ -309,11 +300,7 @@ def is_blank(image: Image.Image) -> bool:
 
 
 def read_pixels(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Read an image file as square grayscale, uint8 of shape (size, size).
-
-    Raises:
-        OSError: if the file cannot be read as an image, or the image shows nothing.
-    """
+    """Read an image file that shows something as square grayscale, (size, size)."""
     image = open_image(path)
     if is_blank(image):
         raise OSError(f"{path}: {BLANK}")
@@ -403,13 +390,10 @@ def index_images(
 ) -> tuple[Split, list[str]]:
     """Decode images into an array that is mapped from a temporary file.
 
-    The file has no name, so that it is gone with the process, however that ends.
-
-    Args:
-        table: path and emotion of each image.
-        items: the arguments of read, one per image.
-        read: a function that returns uint8 of shape (size, size), or raises OSError.
-        scratch: the folder of the file; None: the system's for temporary files.
+    The file has no name, so that it is gone with the process, however that ends. It
+    is in the folder scratch, or the system's for temporary files. The table has path
+    and emotion of each image. Of each item, read returns uint8 (size, size), or raises
+    OSError.
 
     Returns:
         The images, and a message for each that cannot be read.
@@ -444,12 +428,9 @@ def index_folder(
     partial: bool = False,
     size: int = IMAGE_SIZE,
 ) -> tuple[Split, list[str]]:
-    """Decode every image below folder/<class name>/; scratch as in index_images.
+    """Decode every image below folder/<class name>/, as index_images does.
 
     With partial, classes may lack a folder.
-
-    Returns:
-        The images, and a message for each file that cannot be read.
     """
     import pandas as pd
 
@@ -604,12 +585,7 @@ def are_class_names(names: Any) -> bool:
 def describe_network(
     file: h5py.File, config: dict[str, Any], class_names: list[str] | None
 ) -> tuple[list[str], bool, str]:
-    """Read what a model file says about a network's input and output.
-
-    Returns:
-        The class names, whether the network takes pixels of 0 to 255, and what had to
-        be assumed, as text.
-    """
+    """Read class names, whether pixels are 0 to 255, and what had to be assumed."""
     if "class_names" in file.attrs:
         own = read_attribute(file, "class_names")
         rescale = read_attribute(file, "rescale")

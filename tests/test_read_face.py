@@ -39,8 +39,6 @@ KINDS = {  # of files: ending, image, options of save, and the pixels that are e
     "P": ("png", FACE.convert("P"), {}, GRAY),
     "red": ("png", Image.merge("RGB", [FACE, BLACK, BLACK]), {}, np.rint(0.299 * GRAY)),
     **{f"16 bits of {n}": ("png", image, {}, GRAY) for n, image in WIDE.items()},
-    # as Pillow reads 12-bit values in 16-bit colors
-    "dim": ("png", Image.fromarray(GRAY // 16).convert("RGB"), {}, GRAY // 16 * 17),
     "see-through": ("png", SEE_THROUGH, {}, np.where(LEFT, GRAY, 255)),
     "P without 40": ("png", FACE.convert("P"), {"transparency": 40}, WITHOUT_40),
     "broken EXIF": ("png", FACE, {"exif": b"no such header"}, GRAY),
