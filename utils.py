@@ -82,7 +82,6 @@ FOREIGN_MODELS = {
     ".tflite": "a TensorFlow Lite model",
 }
 MAX_SIZE = 256  # pixels a side of a network's input
-MAX_LAYERS = 200
 MAX_SETTING = 2**20  # largest number in the settings of a layer
 MAX_VALUES = 2**20  # in the output of a layer for one face
 MAX_BYTES = 2 * 10**8  # of a model file, and of its arrays together
@@ -533,8 +532,9 @@ def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
         if name == "dtype" and isinstance(value, dict):
             value = value["config"]["name"]
         if name in names:
-            is_known = name != "activation" or value in list(ACTIVATIONS)
-            expected = is_known and is_plain(value)
+            expected = is_plain(value)
+            if name == "activation":
+                expected = expected and value in ACTIVATIONS
         else:
             allowed = ALLOWED.get(name, (None, False))
             expected = value in allowed or TRAINING_SETTINGS.fullmatch(name)
@@ -557,19 +557,21 @@ def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
     return [tensor["config"]["keras_history"][0] for tensor in tensors]
 
 
-def modernize(network: dict[str, Any]) -> dict[str, Any]:
-    """Return kind and layers of a network, Keras 2's in the form of Keras 3."""
+def read_layers(file: h5py.File) -> list[dict[str, Any]]:
+    """Read the layers of a network, Keras 2's in the form of Keras 3."""
+    network = read_attribute(file, "model_config")
     kind, config = network["class_name"], network["config"]
-    kind = "Functional" if kind == "Model" else kind
-    config = {"layers": config} if isinstance(config, list) else config
-    first, layers = config["layers"][0], config["layers"]
-    shape = first["config"].get("batch_input_shape")
-    if first["class_name"] == "InputLayer":
-        first["config"].setdefault("batch_shape", shape)
+    if kind not in ("Sequential", "Functional", "Model"):
+        raise ValueError(f"its network is of kind {kind}")
+    layers = config if isinstance(config, list) else config["layers"]
+    first = layers[0]["config"]
+    shape = first.get("batch_input_shape")
+    if layers[0]["class_name"] == "InputLayer":
+        first.setdefault("batch_shape", shape)
     elif shape:
         begin = {"name": "input", "batch_shape": shape}
         layers = [{"class_name": "InputLayer", "config": begin}, *layers]
-    return {"class_name": kind, "layers": layers}
+    return layers
 
 
 def are_class_names(names: Any) -> bool:
@@ -583,7 +585,7 @@ def are_class_names(names: Any) -> bool:
 
 
 def describe_network(
-    file: h5py.File, config: dict[str, Any], class_names: list[str] | None
+    file: h5py.File, layers: list[dict[str, Any]], class_names: list[str] | None
 ) -> tuple[list[str], bool, str]:
     """Read class names, whether pixels are 0 to 255, and what had to be assumed."""
     if "class_names" in file.attrs:
@@ -599,8 +601,7 @@ def describe_network(
     if not class_names:
         names = "give predict.py --classes, in the order of its outputs"
         raise UserError(f"{file.filename}: holds no class names; {names}")
-    scalings = [x for x in config["layers"] if x["class_name"] == "Rescaling"]
-    scales = [layer["config"]["scale"] for layer in scalings]
+    scales = [x["config"]["scale"] for x in layers if x["class_name"] == "Rescaling"]
     raw = any(isinstance(scale, float) and scale <= 0.1 for scale in scales)
     pixels = "0 to 255, which it scales itself" if raw else "0 to 1"
     return class_names, raw, f"taken for a network of gray pixels of {pixels}"
@@ -717,7 +718,7 @@ class Graph:
         place = f"model_weights/{self.layer}"
         listed = map(os.fsdecode, find(self.file, place).attrs["weight_names"])
         paths = {p.rpartition("/")[2].removesuffix(":0"): p for p in listed}
-        path = f"{place}/{paths.get(name) or paths.get(f'depthwise_{name}', name)}"
+        path = f"{place}/{paths.get(name, paths.get(f'depthwise_{name}', name))}"
         array = find(self.file, path)
         is_array = isinstance(array, h5py.Dataset)
         if not is_array or array.dtype not in (np.float16, np.float32):
@@ -883,20 +884,14 @@ def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
     return x
 
 
-def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
-    """Build the network that a configuration describes.
+def build_graph(file: h5py.File, layers: list[dict[str, Any]], raw: bool) -> Graph:
+    """Build a network of these layers.
 
     Its input is in [0, 1] even if the network takes pixels of 0 to 255.
     """
-    if config["class_name"] not in ("Sequential", "Functional"):
-        raise ValueError(f"its network is of kind {config['class_name']}")
-    first, *layers = config["layers"]
-    if len(layers) > MAX_LAYERS:
-        raise ValueError("its network is too deep")
-    shape = first["config"]["batch_shape"]
-    size = shape[1]
-    is_square = type(size) is int and shape == [None, size, size, 1]
-    if not is_square or not MIN_SIDE <= size <= MAX_SIZE:
+    first, *layers = layers
+    _, size, *_ = shape = first["config"]["batch_shape"]
+    if shape != [None, size, size, 1] or not MIN_SIDE <= size <= MAX_SIZE:
         n = f"n of {MIN_SIDE} to {MAX_SIZE}"
         raise ValueError(f"its input is {tuple(shape)}, not (None, n, n, 1), {n}")
     g = Graph(file)
@@ -907,8 +902,7 @@ def build_graph(file: h5py.File, config: dict[str, Any], raw: bool) -> Graph:
     for layer in layers:
         names = name_inputs(layer, before=g.layer)
         used.update(names)
-        output = add_layer(g, layer, [nodes[name] for name in names])
-        nodes[g.layer] = output
+        nodes[layer["config"]["name"]] = add_layer(g, layer, [nodes[n] for n in names])
     [end] = nodes.keys() - used
     g.output = nodes[end]
     return g
@@ -987,9 +981,9 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
             raise ValueError(f"it is {kind}")
         check_heaps(path.read_bytes())
         with h5py.File(path) as file:
-            config = modernize(read_attribute(file, "model_config"))
-            names, raw, assumed = describe_network(file, config, class_names)
-            graph = build_graph(file, config, raw)
+            layers = read_layers(file)
+            names, raw, assumed = describe_network(file, layers, class_names)
+            graph = build_graph(file, layers, raw)
         shape = shape_of(graph.output)
         if shape != [len(names)]:
             count = "x".join(map(str, shape))
