@@ -350,16 +350,15 @@ def match_folders(folder: Path, class_names: Sequence[str]) -> dict[str, Path]:
     def fold(name: str) -> str:
         return unicodedata.normalize("NFC", name).casefold()  # macOS writes NFD
 
-    names = {fold(name): name for name in class_names}
-    folders: dict[str, Path] = {}
-    for found in list_folders(folder):
-        name = names.get(fold(found))
-        if name in folders:
-            both = f"{folders[name].name} and {found}"
+    folders, names = {}, list_folders(folder)
+    for class_name in class_names:
+        found = [name for name in names if fold(name) == fold(class_name)]
+        if len(found) > 1:
+            both = " and ".join(found)
             raise UserError(f"{folder}: {both} are one class; join them")
-        if name:
-            folders[name] = folder / found
-    return {name: folders[name] for name in class_names if name in folders}
+        if found:
+            folders[class_name] = folder / found[0]
+    return folders
 
 
 def read_all(
