@@ -248,9 +248,6 @@ def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
             raise OSError("empty file")
         with Image.open(path, formats=FORMATS) as image:
             pixels = image.width * image.height
-            if image.format == "TIFF":  # width and height of its tiles, maybe larger
-                tile = [image.tag_v2.get(tag, 1) for tag in (322, 323)]
-                pixels = max(pixels, math.prod(tile))
             if pixels > Image.MAX_IMAGE_PIXELS:
                 raise OSError(TOO_LARGE)
             if MARK in (image.info.get("exif") or b""):
