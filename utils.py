@@ -26,7 +26,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import h5py
@@ -518,25 +517,30 @@ def is_plain(value: Any) -> bool:
     return is_number or isinstance(value, str | None)
 
 
-def read_settings(kind: str, config: dict[str, Any]) -> SimpleNamespace:
-    """Return the settings of a layer that matter for predictions.
+class Settings:
+    """The settings of a layer. Each that is not read must have Keras' default."""
 
-    All others must have Keras' defaults, which are None or False or in ALLOWED.
-    """
-    names = LAYERS[kind].split()
-    for name, value in config.items():
-        if name == "dtype" and isinstance(value, dict):
-            value = value["config"]["name"]
-        if name in names:
-            expected = is_plain(value)
-            if name == "activation":
-                expected = expected and value in ACTIVATIONS
-        else:
-            allowed = ALLOWED.get(name, (None, False))
-            expected = value in allowed or TRAINING_SETTINGS.fullmatch(name)
-        if not expected:
-            raise ValueError(f"{name} of its layer {kind} is {value}, see utils.LAYERS")
-    return SimpleNamespace(**UNSET | {name: config.get(name) for name in names})
+    def __init__(self, layer: dict[str, Any]) -> None:
+        self.kind, self.all = layer["class_name"], layer["config"]
+        self.unread = dict(self.all)
+
+    def __getattr__(self, name: str) -> Any:
+        """Read a setting; UNSET has it if the layer has none."""
+        self.unread.pop(name, None)
+        value = self.all.get(name, UNSET.get(name))
+        if not is_plain(value) or (name == "activation" and value not in ACTIVATIONS):
+            raise ValueError(f"{name} of its layer {self.kind} is {value}")
+        return value
+
+    def check_unread(self) -> None:
+        """Refuse settings that are not None, False, in ALLOWED, or for training."""
+        for name, value in self.unread.items():
+            if name == "dtype" and isinstance(value, dict):
+                value = value["config"]["name"]
+            is_default = value in ALLOWED.get(name, (None, False))
+            if not is_default and not TRAINING_SETTINGS.fullmatch(name):
+                known = "which predictions do not know"
+                raise ValueError(f"{name} of its layer {self.kind} is {value}, {known}")
 
 
 def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
@@ -624,45 +628,22 @@ ACTIVATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "softmax": lambda op, x: op.softmax(x, channel_axis(x)),
 }
 PADDINGS = {"same": "same_upper", "valid": "valid"}
-CONVOLUTION = "kernel_size strides padding dilation_rate use_bias activation"
-POOLING = "pool_size strides padding"
-NORMALIZATION = "axis epsilon center scale"
-# The kinds of layers in a network, each with the settings that matter for predictions.
-# The function compute says what they do.
-LAYERS = {
-    "Conv2D": f"{CONVOLUTION} filters groups",
-    "DepthwiseConv2D": f"{CONVOLUTION} depth_multiplier",
-    "SeparableConv2D": f"{CONVOLUTION} depth_multiplier filters",
-    "Dense": "units use_bias activation",
-    "MaxPooling2D": POOLING,
-    "AveragePooling2D": POOLING,
-    "GlobalMaxPooling2D": "keepdims",
-    "GlobalAveragePooling2D": "keepdims",
-    "BatchNormalization": NORMALIZATION,
-    "LayerNormalization": NORMALIZATION,
-    "GroupNormalization": f"{NORMALIZATION} groups",
-    "Activation": "activation",
-    "ReLU": "max_value negative_slope alpha",
-    "LeakyReLU": "max_value negative_slope alpha",
-    "PReLU": "shared_axes",
-    "ELU": "alpha",
-    "Softmax": "axis",
-    "Flatten": "",
-    "Reshape": "target_shape",
-    "ZeroPadding2D": "padding",
-    "Rescaling": "scale offset",
-    "Add": "",
-    "Multiply": "",
-    "Concatenate": "axis",
-}
-# What other settings may be. The groups are of depthwise convolutions in Keras 2.
+# The kinds of layers in a network. The function compute says what each does.
+LAYERS = (
+    "Conv2D DepthwiseConv2D SeparableConv2D Dense MaxPooling2D AveragePooling2D "
+    "GlobalMaxPooling2D GlobalAveragePooling2D BatchNormalization LayerNormalization "
+    "GroupNormalization Activation ReLU LeakyReLU PReLU ELU Softmax Flatten Reshape "
+    "ZeroPadding2D Rescaling Add Multiply Concatenate"
+).split()
+# What else settings may be that compute does not read. Keras 2 has groups of
+# depthwise convolutions.
 ALLOWED = {
     "dtype": ["float32"],
     "data_format": [None, "channels_last"],
     "groups": [1],
 }
 # The values of these settings in layers that have none.
-UNSET = {"axis": -1, "use_bias": False, "activation": "linear", "target_shape": [-1]}
+UNSET = {"axis": -1, "use_bias": False, "activation": "linear"}
 TRAINING_ONLY = re.compile(
     r"\w*Dropout(2D)?|GaussianNoise|ActivityRegularization|Random(?!Crop)\w+"
 )
@@ -745,9 +726,7 @@ class Graph:
         """Return images as NCHW, and other nodes as they are."""
         return self.op.transpose(x, [0, 3, 1, 2]) if is_image(x) else x
 
-    def convolve(
-        self, x: Any, c: SimpleNamespace, kernel: np.ndarray, groups: int = 1
-    ) -> Any:
+    def convolve(self, x: Any, c: Settings, kernel: np.ndarray, groups: int = 1) -> Any:
         """Convolve with a kernel (height, width, channels / groups, filters)."""
         weights = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
         strides, dilations = pair(c.strides), pair(c.dilation_rate)
@@ -757,7 +736,7 @@ class Graph:
         weights = weights.reshape(groups, -1, *weights.shape[1:])
         return self.op.group_convolution(x, weights, *options)
 
-    def convolve_each(self, x: Any, c: SimpleNamespace, name: str) -> Any:
+    def convolve_each(self, x: Any, c: Settings, name: str) -> Any:
         """Convolve each channel with kernels of its own."""
         channels = shape_of(x)[0]
         kernel = self.read(name, *pair(c.kernel_size), channels, c.depth_multiplier)
@@ -772,7 +751,7 @@ class Graph:
             raise ValueError(f"its layer {self.layer} has the output {sizes}; {limit}")
 
 
-def compute(g: Graph, kind: str, inputs: list, c: SimpleNamespace) -> Any:
+def compute(g: Graph, kind: str, inputs: list, c: Settings) -> Any:
     """Apply a layer with the settings c, but not its bias and activation, to nodes."""
     op, x = g.op, inputs[0]
     match kind:
@@ -823,8 +802,8 @@ def compute(g: Graph, kind: str, inputs: list, c: SimpleNamespace) -> Any:
             beta = g.read("beta", n) if c.center else np.zeros(n, np.float32)
             return op.group_normalization(x, gamma, beta, c.groups, float(c.epsilon))
         case "ReLU" | "LeakyReLU":  # alpha is the slope in Keras 2
-            x = op.prelu(x, np.float32([c.negative_slope or c.alpha or 0]))
-            limit = c.max_value
+            slope, alpha, limit = c.negative_slope, c.alpha, c.max_value
+            x = op.prelu(x, np.float32([slope or alpha or 0]))
             return x if limit is None else op.minimum(x, np.float32(limit))
         case "PReLU":
             sizes, shared = shape_of(g.channels_last(x)), c.shared_axes or []
@@ -838,12 +817,14 @@ def compute(g: Graph, kind: str, inputs: list, c: SimpleNamespace) -> Any:
         case "Softmax":
             return op.softmax(x, channel_axis(x))
         case "Flatten" | "Reshape":
-            x, shape = g.channels_last(x), list(c.target_shape)
+            x, shape = g.channels_last(x), [-1]
             size = math.prod(shape_of(x))
+            if kind == "Reshape":
+                shape = list(c.target_shape)
             if -1 in shape:
                 shape[shape.index(-1)] = size // -math.prod(shape)
             if math.prod(shape) != size:
-                raise ValueError(f"target_shape of {g.layer} is {c.target_shape}")
+                raise ValueError(f"target_shape of {g.layer} is {shape}")
             return g.channels_first(op.reshape(x, [-1, *shape], False))
         case "ZeroPadding2D":
             (top, bottom), (left, right) = map(pair, c.padding)
@@ -866,13 +847,14 @@ def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
     kind, x = layer["class_name"], inputs[0]
     g.layer = layer["config"]["name"]
     if kind in LAYERS:
-        c, rank = read_settings(kind, layer["config"]), len(shape_of(x)) + 1
+        c, rank = Settings(layer), len(shape_of(x)) + 1
         if c.axis not in (-1, rank - 1, [-1], [rank - 1]):
             raise ValueError(f"axis of its layer {g.layer} is {c.axis}, not the last")
         x = compute(g, kind, inputs, c)
-        if c.use_bias:
-            x = g.op.add(x, g.read_channels("bias", x))
-        x = ACTIVATIONS[c.activation](g.op, x)
+        if kind.endswith(("Conv2D", "Dense", "Activation")):
+            x = g.op.add(x, g.read_channels("bias", x)) if c.use_bias else x
+            x = ACTIVATIONS[c.activation](g.op, x)
+        c.check_unread()
     elif not TRAINING_ONLY.fullmatch(kind):
         known = ", ".join(LAYERS)
         raise ValueError(f"it holds a layer {kind}, not one of utils.LAYERS: {known}")
