@@ -357,25 +357,6 @@ def match_folders(folder: Path, class_names: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def read_all(
-    items: Sequence[Any], read: Callable[[Any], np.ndarray]
-) -> Iterator[np.ndarray | str]:
-    """Yield what read returns for each item, or the text of its OSError, in order."""
-    from rich.progress import track
-
-    def attempt(item: Any) -> np.ndarray | str:
-        try:
-            return read(item)
-        except OSError as error:
-            return str(error)
-
-    chunks = range(0, len(items), 1000)  # a few at once, to save memory
-    shown = {"transient": True, "disable": not sys.stdout.isatty()}
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for start in track(chunks, "Decoding", **shown):
-            yield from pool.map(attempt, items[start : start + 1000])
-
-
 def index_images(
     table: pd.DataFrame,
     items: Sequence[Any],
@@ -392,17 +373,28 @@ def index_images(
     Returns:
         The images, and a message for each that cannot be read.
     """
+    from rich.progress import track
+
     digests, unreadable = np.zeros(len(items), np.uint64), {}
+    chunks = range(0, len(items), 1000)  # a few at once, to save memory
+    shown = {"transient": True, "disable": not sys.stdout.isatty()}
     try:
-        with tempfile.TemporaryFile(dir=scratch) as file:
-            for row, pixels in enumerate(read_all(items, read)):
-                if isinstance(pixels, str):
-                    unreadable[row] = pixels
-                    continue
-                digest = hashlib.blake2b(pixels, digest_size=8).digest()
-                digests[row] = int.from_bytes(digest, "big")
-                file.write(pixels)
-                shape = pixels.shape
+        with (
+            tempfile.TemporaryFile(dir=scratch) as file,
+            ThreadPoolExecutor(WORKERS) as pool,
+        ):
+            for start in track(chunks, "Decoding", **shown):
+                futures = [pool.submit(read, x) for x in items[start : start + 1000]]
+                for row, future in enumerate(futures, start):
+                    try:
+                        pixels = future.result()
+                    except OSError as error:
+                        unreadable[row] = str(error)
+                        continue
+                    digest = hashlib.blake2b(pixels, digest_size=8).digest()
+                    digests[row] = int.from_bytes(digest, "big")
+                    file.write(pixels)
+                    shape = pixels.shape
             file.flush()
             array = None
             if count := len(items) - len(unreadable):  # an empty map is an error
