@@ -129,10 +129,7 @@ def join_command(words: Sequence[str]) -> str:
 
 
 def is_interactive() -> bool:
-    """Tell whether this is an interactive process: Python's shell, a notebook, IDLE.
-
-    IPython, and with it Jupyter and Spyder, sets sys.ps1 as Python's own shell does.
-    """
+    """Tell whether this is Python's shell, a notebook (with sys.ps1, too) or IDLE."""
     return hasattr(sys, "ps1") or bool(sys.flags.inspect) or "idlelib" in sys.modules
 
 
@@ -143,10 +140,7 @@ def reconfigure(stream: Any, **options: Any) -> None:
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO without its model converters.
-
-    They would import openvino_telemetry, which sends usage statistics.
-    """
+    """Import OpenVINO without its model converters, whose import starts telemetry."""
     sys.modules.setdefault("openvino.tools", None)
     import openvino
 
@@ -154,10 +148,7 @@ def import_openvino() -> Any:
 
 
 def compile_network(model: Any) -> Any:
-    """Compile an OpenVINO model for the processor, in float32.
-
-    A lower precision would be faster on some machines, and change answers.
-    """
+    """Compile an OpenVINO model in float32: other precisions would change answers."""
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     return import_openvino().compile_model(model, "CPU", options)
 
@@ -233,12 +224,9 @@ large_image_lock = threading.Lock()  # decoded one at a time, to save memory
 def open_image(path: str | Path, reduce_to: int | None = None) -> Image.Image:
     """Decode an image file, upright as its EXIF orientation says.
 
-    Of an animation, the first frame that shows something is decoded. With reduce_to, a
-    JPEG is decoded at half, a quarter or an eighth of its size as long as both sides
-    keep reduce_to pixels: this is faster and needs less memory.
-
-    Returns:
-        An image of mode L or RGB, whose info["reduced"] is the factor of reduction.
+    With reduce_to, a JPEG is decoded at half, a quarter or an eighth of its size as
+    long as both sides keep reduce_to pixels: this is faster and needs less memory. The
+    image, of mode L or RGB, has the factor of reduction as info["reduced"].
     """
     try:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
@@ -539,9 +527,7 @@ def name_inputs(layer: dict[str, Any], before: str) -> list[str]:
     """Return the names of a layer's input layers; by default the one before it."""
     if "inbound_nodes" not in layer:
         return [before]
-    if len(layer["inbound_nodes"]) != 1:
-        raise ValueError(f"its layer {layer['config']['name']} is used more than once")
-    [node] = layer["inbound_nodes"]
+    [node] = layer["inbound_nodes"]  # each layer is used once
     if isinstance(node, list):  # Keras 2
         return [tensor[0] for tensor in node]
     [tensors] = node["args"]
@@ -855,10 +841,7 @@ def add_layer(g: Graph, layer: dict[str, Any], inputs: list) -> Any:
 
 
 def build_graph(file: h5py.File, layers: list[dict[str, Any]], raw: bool) -> Graph:
-    """Build a network of these layers.
-
-    Its input is in [0, 1] even if the network takes pixels of 0 to 255.
-    """
+    """Build a network with input in [0, 1], also if it takes raw pixels of 0 to 255."""
     first, *layers = layers
     _, size, *_ = shape = first["config"]["batch_shape"]
     if shape != [None, size, size, 1] or not MIN_SIDE <= size <= MAX_SIZE:
@@ -1117,13 +1100,11 @@ def find_fonts(text: str) -> list[str] | None:
 
 @contextlib.contextmanager
 def naming_classes(class_names: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the class names to show in figures: numbers, if no font has their letters.
-
-    A $ in a name stays a $, and does not begin a formula.
-    """
+    """Yield class names to show in figures: numbers, if no font has their letters."""
     import matplotlib
 
     names, fonts = list(class_names), find_fonts("".join(class_names))
+    # A $ in a name stays a $, and does not begin a formula.
     options = {"text.parse_math": False, "font.family": fonts or ["DejaVu Sans"]}
     with matplotlib.rc_context(options):
         yield names if fonts else [str(i) for i in range(1, len(names) + 1)]
@@ -1159,11 +1140,7 @@ def plot_confusion_matrix(metrics: dict, class_names: Sequence[str]) -> Figure:
 # --- Writing files ---
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Write a file as a whole or not at all: yield a hidden path beside it.
-
-    The hidden file replaces the path when the block ends without an error. Otherwise it
-    is deleted.
-    """
+    """Yield a hidden path, whose file replaces path if the block ends well."""
     temporary = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         yield temporary
