@@ -667,8 +667,8 @@ class Graph:
     def read(self, name: str, *shape: int) -> np.ndarray:
         """Read an array of the current layer, which must have this shape, as float32.
 
-        Keras lists the paths of a layer's arrays. Keras 2 ends them in ":0", and has
-        kernels that are called depthwise_kernel.
+        Keras lists the paths of a layer's arrays; Keras 2 ends them in ":0". A kernel
+        may be called depthwise_kernel.
         """
         place = f"model_weights/{self.layer}"
         listed = map(os.fsdecode, find(self.file, place).attrs["weight_names"])
@@ -714,13 +714,6 @@ class Graph:
         weights = weights.reshape(groups, -1, *weights.shape[1:])
         return self.op.group_convolution(x, weights, *options)
 
-    def convolve_each(self, x: Any, c: Settings, name: str) -> Any:
-        """Convolve each channel with kernels of its own."""
-        channels = shape_of(x)[0]
-        kernel = self.read(name, *pair(c.kernel_size), channels, c.depth_multiplier)
-        kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
-        return self.convolve(x, c, kernel, groups=channels)
-
     def check_size(self, x: Any) -> None:
         """Refuse the output of the current layer if it is empty or too large."""
         sizes = shape_of(x)
@@ -738,10 +731,13 @@ def compute(g: Graph, kind: str, inputs: list, c: Settings) -> Any:
             channels = shape_of(x)[0] // groups
             kernel = g.read("kernel", *pair(c.kernel_size), channels, c.filters)
             return g.convolve(x, c, kernel, groups)
-        case "DepthwiseConv2D":
-            return g.convolve_each(x, c, "kernel")
-        case "SeparableConv2D":
-            x = g.convolve_each(x, c, "depthwise_kernel")
+        case "DepthwiseConv2D" | "SeparableConv2D":  # each channel has own kernels
+            n = shape_of(x)[0]
+            kernel = g.read("kernel", *pair(c.kernel_size), n, c.depth_multiplier)
+            kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
+            x = g.convolve(x, c, kernel, groups=n)
+            if kind == "DepthwiseConv2D":
+                return x
             g.check_size(x)
             kernel = g.read("pointwise_kernel", 1, 1, shape_of(x)[0], c.filters)
             c.strides = c.dilation_rate = 1
