@@ -59,11 +59,9 @@ pillow_heif.register_heif_opener()
 # Not all formats of Pillow: for EPS, for example, it would start another program.
 FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 PNG PPM TIFF WEBP".split()
 
-# What decoders and HDF5 raise for broken files.
-ERRORS = OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError
-MODEL_ERRORS = *ERRORS, AttributeError, MemoryError, zlib.error
+# What decoders raise for broken files.
 DECODER_ERRORS = (
-    *ERRORS,
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
     *(SyntaxError, EOFError, MemoryError, AssertionError),
     *(struct.error, Image.DecompressionBombError),
 )
@@ -84,7 +82,7 @@ MAX_SIZE = 256  # pixels a side of a network's input
 MAX_SETTING = 2**20  # largest number in the settings of a layer
 MAX_VALUES = 2**20  # in the output of a layer for one face
 MAX_BYTES = 2 * 10**8  # of a model file, and of its arrays together
-MAX_ATTRIBUTE = 2**20  # bytes of an attribute, and of a text in a heap
+MAX_ATTRIBUTE = 2**20  # characters of an attribute
 
 
 # --- Messages, paths, processes ---
@@ -941,7 +939,7 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
             graph.output = graph.op.softmax(graph.output, -1)
             assumed += ", and of logits"
         return Network(graph, names, assumed)
-    except MODEL_ERRORS as error:
+    except (*DECODER_ERRORS, AttributeError, zlib.error) as error:
         reason = str(error).partition("\n")[0][:600]
         if not class_names:
             reason = f"not a model file that train.py wrote: {reason}; {make}"
