@@ -923,10 +923,11 @@ def load_model(path: str | Path, class_names: list[str] | None = None) -> Networ
     try:
         if os.path.getsize(path) > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES // 10**6} MB")
+        content = path.read_bytes()
         if not h5py.is_hdf5(path):
             kind = FOREIGN_MODELS.get(path.suffix.lower(), "no HDF5 file")
             raise ValueError(f"it is {kind}")
-        check_heaps(path.read_bytes())
+        check_heaps(content)
         with h5py.File(path) as file:
             layers = read_layers(file)
             names, raw, assumed = describe_network(file, layers, class_names)
