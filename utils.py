@@ -82,6 +82,7 @@ MAX_SIZE = 256  # pixels a side of a network's input
 MAX_SETTING = 2**20  # largest number in the settings of a layer
 MAX_VALUES = 2**20  # in the output of a layer for one face
 MAX_BYTES = 2 * 10**8  # of a model file, and of its arrays together
+MAX_CHUNKS = 10_000  # of a chunked array
 MAX_ATTRIBUTE = 2**20  # characters of an attribute
 
 
@@ -434,11 +435,12 @@ def check_heaps(content: bytes) -> None:
 
     It loops at free space of size 0 in a heap, where the texts of attributes are.
     """
+    steps = itertools.count()
     for heap in re.finditer(rb"GCOL\x01...(.{8})", content, re.DOTALL):
         place, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
         while place + 16 <= min(end, len(content)):
             number, size = struct.unpack_from("<H6xQ", content, place)
-            if number == 0 and size < 16:
+            if (number == 0 and size < 16) or next(steps) > 10**6:
                 raise ValueError("HDF5 would never finish reading it")
             place += size if number == 0 else 16 + (size + 7) // 8 * 8
 
@@ -475,7 +477,8 @@ def is_stored_whole(array: h5py.Dataset) -> bool:
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     size = math.prod(array.chunks) * array.dtype.itemsize
     places = [range(0, *pair) for pair in zip(array.shape, array.chunks, strict=True)]
-    is_large = math.prod(map(len, places)) * size > 2 * array.nbytes + MAX_ATTRIBUTE
+    count = math.prod(map(len, places))
+    is_large = count * size > 2 * array.nbytes + MAX_ATTRIBUTE or count > MAX_CHUNKS
     if is_large or filters not in ([], [deflate], [h5py.h5z.FILTER_SHUFFLE, deflate]):
         return False
     for place in itertools.product(*places):  # HDF5 would unpack a bomb without limit
