@@ -33,7 +33,6 @@ import signal
 import subprocess
 import sys
 import threading
-import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -298,7 +297,9 @@ def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
         NoFaceError: if it shows no face.
     """
     if not os.path.lexists(path):
-        raise OSError(f"{path}: {describe_missing(path)}")
+        is_other = "://" in path or path.isdigit()
+        hint = "; save what a URL shows; the camera is webcam" if is_other else ""
+        raise OSError(f"{path}: no such file or folder{hint}")
     image = utils.open_image(path, reduce_to=2 * SEARCH_SIZE)
     if utils.is_blank(image):
         raise NoFaceError(f"{path}: {utils.BLANK}")
@@ -508,7 +509,8 @@ class Run(NamedTuple):
     args: argparse.Namespace
     network: utils.Network
     output: Output
-    used: set[str]  # files that are taken, as normalize_path returns them
+    paths: dict[str, bool]  # to read; True for those found in folders, not named
+    used: set[str]  # files that were drawn, in lower case
 
 
 def make_progress_bar(hidden: bool) -> Any:
@@ -727,10 +729,10 @@ def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
             save_figure(plot_faces(image, records, heats), target, dpi=DPI)
 
 
-def predict_pictures(run: Run, paths: list[str], found: set[str], total: int) -> bool:
+def predict_pictures(run: Run, paths: list[str]) -> bool:
     """Classify the faces in pictures; return whether anything is wrong with one.
 
-    Other files that were found in folders are ignored, if not all of the total are.
+    Other files that were found in folders are ignored, unless there is nothing else.
     """
     args, network = run.args, run.network
     if is_copy(args.plot):
@@ -742,9 +744,7 @@ def predict_pictures(run: Run, paths: list[str], found: set[str], total: int) ->
         results = predict_files(network, paths, read)
         for path, result in bar.track(results, len(paths), description=""):
             if isinstance(result, utils.NotAnImageError):
-                ending = Path(path).suffix.lower()
-                named = Image.registered_extensions().get(ending) in utils.FORMATS
-                if path in found and not named:  # as an image
+                if run.paths[path]:
                     ignored += 1
                     continue
                 result = OSError(f"{path}: {NO_VIDEO}")
@@ -756,7 +756,7 @@ def predict_pictures(run: Run, paths: list[str], found: set[str], total: int) ->
                 draw(run, path, [] if isinstance(result, OSError) else result)
     if ignored:
         warn(f"ignored, no pictures: {ignored}")
-    return failed or ignored == total
+    return failed or ignored == len(run.paths)
 
 
 # --- Videos ---
@@ -1130,35 +1130,18 @@ def is_copy(target: Path | None) -> bool:
     return bool(target) and target.suffix.lower() in VIDEOS
 
 
-def normalize_path(path: Path) -> str:
-    """Return a path in the one spelling by which paths are compared."""
-    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
-
-
-def check_targets(args: argparse.Namespace, inputs: Sequence[str]) -> set[str]:
-    """Refuse to write over an input or a picture, or to one file twice.
-
-    Returns:
-        The files to write, as normalize_path returns them.
-    """
+def check_targets(args: argparse.Namespace, inputs: Collection[str]) -> None:
+    """Refuse to write over an input, or a picture that this script did not draw."""
     for path in [*inputs, args.model, 0]:
         if utils.is_target(path, args.targets):
             name = path or "stdin"  # the list of paths
             raise UsageError(f"{name}: is an input; name another file to write")
-    output, endings = args.output, PICTURES | VIDEOS
-    files = [p for p in args.targets if p == output or p.suffix.lower() in endings]
-    names = set(map(normalize_path, files))
-    if len(names) < len(files):
-        raise UsageError(f"{files[-1]}: two options name this file; name another one")
-    for path in files:
+    for path in args.targets:
         if is_picture(path) and not is_drawn(path):
             raise UsageError(f"{path}: is a picture; name another file to write")
-    if output and output.suffix.lower() in endings:
-        raise UsageError(f"{output}: is no name for text; name another file to write")
-    drawn = [path for path in files if path != output]
-    if drawn and len(inputs) != 1 and not args.evaluate:
-        raise UsageError(f"{drawn[0]}: one file for several images; name a folder")
-    return names
+        is_drawing = path != args.output and path.suffix.lower() in PICTURES | VIDEOS
+        if is_drawing and len(inputs) != 1 and not args.evaluate:
+            raise UsageError(f"{path}: one file for several images; name a folder")
 
 
 def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
@@ -1171,55 +1154,38 @@ def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
         return target
     stem = Path(path).stem[:60]  # file systems allow 255 bytes a name
     picture, number = target / f"{stem}-{kind}.png", 1
-    while normalize_path(picture) in used or (
+    while str(picture).casefold() in used or (
         os.path.lexists(picture) and not is_drawn(picture)
     ):
         number += 1
         picture = target / f"{stem}-{kind}-{number}.png"
-    used.add(normalize_path(picture))
+    used.add(str(picture).casefold())
     return picture
 
 
 def read_list(content: bytes) -> list[str]:
     """Split a list of paths, one per line, as the tools of any system write it.
 
-    UTF-16, byte order marks, carriage returns, quotes and blanks at the end are
-    understood. A line that is an existing path stays as it is.
+    UTF-16, byte order marks, carriage returns and quotes are understood. A line that is
+    an existing path stays as it is.
     """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = content.decode("utf-16", "replace")  # as PowerShell writes it
-    else:
-        text = content.decode("utf-8-sig", "surrogateescape")
-    lines = []
-    for line in filter(str.strip, text.split("\n")):
-        plain = line.rstrip()
-        quoted = len(plain) > 2 and plain[0] == plain[-1] and plain[0] in "'\""
-        spellings = [line, line.rstrip("\r"), plain[1:-1] if quoted else plain]
-        lines.append(next(filter(os.path.lexists, spellings), spellings[-1]))
-    return lines
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if is_utf16 else "utf-8-sig"  # PowerShell writes UTF-16
+    text = content.decode(encoding, "surrogateescape")
+    lines = filter(None, map(str.strip, text.split("\n")))
+    quoted = re.compile("([\"'])(.*)\\1")
+    return [x if os.path.lexists(x) else quoted.sub(r"\2", x) for x in lines]
 
 
-def expand(image: str) -> list[str]:
-    """Return the paths that match a pattern; a name that is no pattern, as it is.
-
-    Shells on Windows leave patterns to programs. What this script drew is skipped.
-    """
-    if os.path.lexists(image) or not glob.has_magic(image):
-        return [image]
-    fitting = sorted(glob.glob(image, recursive=True))
-    return [path for path in fitting if not is_drawn(path)] or [image]
-
-
-def find_images(
-    images: Sequence[str], targets: Sequence[Path] = ()
-) -> tuple[list[str], set[str]]:
+def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> dict[str, bool]:
     """List the files to read: images, all files below folders, or a list on stdin (-).
 
-    Results of earlier runs in a folder are ignored: what this script drew, and the
-    files to write (targets), unless they are pictures.
+    Shells on Windows leave patterns to programs. Results of earlier runs in a folder
+    are ignored: what this script drew, and the files to write (targets), unless they
+    are pictures.
 
     Returns:
-        All paths, and the set of those that were found in folders and not named.
+        Each path once, and whether it was found in a folder and not named.
     """
 
     def is_result(path: str) -> bool:
@@ -1227,49 +1193,39 @@ def find_images(
         return written or is_drawn(path)
 
     if images == ["-"]:
-        content = getattr(sys.stdin, "buffer", sys.stdin or io.StringIO()).read()
+        content = getattr(sys.stdin, "buffer", sys.stdin).read()
         images = read_list(os.fsencode(content))
-    paths, found, named = [], set(), set(images)
-    for image in itertools.chain.from_iterable(map(expand, images)):
-        files = [image]
-        if os.path.isdir(image):
-            files = [p for p in utils.list_files(Path(image)) if not is_result(p)]
-            if not files and image in images:
+    paths: dict[str, bool] = {}
+    for image in images:
+        matches = [] if os.path.lexists(image) else glob.glob(image, recursive=True)
+        for match in sorted(matches) or [image]:
+            if not os.path.isdir(match):
+                paths[match] = False
+                continue
+            files = [p for p in utils.list_files(Path(match)) if not is_result(p)]
+            if not files and match == image:
                 raise UserError(f"{image}: no picture in this folder")
-            files = [path for path in files if path not in named]
-        # A pattern may match a folder and what is in it.
-        paths += [path for path in files if path not in found]
-        if os.path.isdir(image):
-            found.update(files)
-    if images and not any(os.path.lexists(p) or CAMERA.fullmatch(p) for p in paths):
-        raise UserError(f"{images[0]}: {describe_missing(images[0])}")
-    return paths, found
-
-
-def describe_missing(image: str) -> str:
-    """Say what is wrong with a name for which there is no file."""
-    if "://" in image:
-        return "a URL; save the picture, and name its file"
-    camera = f"; the camera is webcam:{image}" if image.isdigit() else ""
-    return f"no such file or folder{camera}"
+            for file in files:
+                paths.setdefault(file, True)
+    return paths
 
 
 # --- The command ---
 def predict(args: argparse.Namespace) -> int:
     """Print what each input shows; return 1 if one has no face or is unreadable."""
-    paths, found = find_images(args.image, args.targets)
-    used = check_targets(args, paths)
+    paths = find_images(args.image, args.targets)
+    check_targets(args, paths)
     network = load_model(args)
     output = Output(args.output, args.format, network.class_names)
-    run = Run(args, network, output, used)
+    run = Run(args, network, output, paths, used=set())
     failed = False
-    groups = itertools.groupby(paths, lambda p: None if p in found else probe(p))
+    groups = itertools.groupby(paths, lambda p: None if paths[p] else probe(p))
     for video, group in groups:
         if video:
             for path in group:
                 failed |= predict_video(run, path, video["fps"])
         else:
-            failed |= predict_pictures(run, list(group), found, len(paths))
+            failed |= predict_pictures(run, list(group))
     return int(failed)
 
 
@@ -1311,14 +1267,14 @@ def evaluate(args: argparse.Namespace) -> int:
     split, unreadable = index_crops(args.evaluate, network)
     folders = utils.match_folders(args.evaluate, network.class_names).values()
     inputs = itertools.chain.from_iterable(map(utils.list_files, folders))
-    used = check_targets(args, list(inputs))
+    check_targets(args, list(inputs))
     metrics = utils.evaluate(network, split)
     text = utils.describe_metrics(metrics, network.class_names)
     if args.format == "json":
         text = json.dumps({"class_names": network.class_names} | metrics) + "\n"
     Output(args.output, args.format, network.class_names).write(text)
     if args.plot:
-        target = name_picture(args.plot, str(args.evaluate), "confusion", used)
+        target = name_picture(args.plot, str(args.evaluate), "confusion", set())
         with utils.naming_classes(network.class_names) as names:
             save_figure(utils.plot_confusion_matrix(metrics["test"], names), target)
     return int(bool(unreadable))

@@ -28,7 +28,7 @@ def test_lists_as_any_system_writes_them(
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         content = "\r\n".join(lines).encode(encoding)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        assert predict.find_images(["-"])[0] == [*names, "none.png"], encoding
+        assert list(predict.find_images(["-"])) == [*names, "none.png"], encoding
     assert predict.read_list(b"any-\xe9.png\n") == [os.fsdecode(b"any-\xe9.png")]
 
 
@@ -40,18 +40,18 @@ def test_patterns_that_the_shell_did_not_expand(
     os.mkdir("deep")
     for name in ("b.png", "a1.png", deep, "a[1].png"):
         shutil.copy(CROP, name)
-    assert predict.find_images(["*.png"])[0] == ["a1.png", "a[1].png", "b.png"]
+    assert list(predict.find_images(["*.png"])) == ["a1.png", "a[1].png", "b.png"]
     every = ["a1.png", "a[1].png", "b.png", deep]
-    assert predict.find_images(["**"])[0] == every  # each file once
-    assert predict.find_images(["a[1].png"])[0] == ["a[1].png"]  # a file's name
+    assert list(predict.find_images(["**"])) == every  # each file once
+    assert list(predict.find_images(["a[1].png"])) == ["a[1].png"]  # a file's name
 
 
 def test_names_without_a_file(ask: Ask) -> None:
     url = "https://example.org/a.jpg"
-    first = f"predict.py: error: {url}: a URL; save the picture, and name its file"
-    second = "predict.py: error: 0: no such file or folder; the camera is webcam:0"
+    reason = "no such file or folder; save what a URL shows; the camera is webcam"
+    lines = [f"predict.py: error: {name}: {reason}\n" for name in (url, "0")]
     code, _, err = ask("--image", CROP, url, "0")
-    assert (code, err) == (1, f"{first}\n{second}\n")
+    assert (code, err) == (1, "".join(lines))
 
 
 def test_other_files_of_a_folder_are_ignored(tmp_path: Path, ask: Ask) -> None:
@@ -68,8 +68,6 @@ def test_other_files_of_a_folder_are_ignored(tmp_path: Path, ask: Ask) -> None:
     assert err == line.format(notes) + "predict.py: ignored, no pictures: 1\n"
     crop.unlink()
     assert ask("--image", tmp_path) == (1, "", "predict.py: ignored, no pictures: 2\n")
-    broken = notes.rename(tmp_path / "notes.jpg")  # whose name says that it is one
-    assert ask("--image", tmp_path)[2].startswith(line.format(broken))
 
 
 @LINUX
@@ -83,7 +81,7 @@ def test_strange_names_are_safe_to_print(
         shutil.copy(CROP, name)
     missing = "no\ntwo\nlines.png"
     line = r"predict.py: error: no\ntwo\nlines.png: no such file or folder"
-    assert ask("--image", missing)[0] == line
+    assert ask("--image", missing) == (1, "", f"{line}\n")
     _, out, err = ask("--image", *names, missing)
     assert [text.rpartition(": ")[0] for text in out.split("\n")] == [*shown, ""]
     assert err == f"{line}\n"
@@ -154,8 +152,6 @@ def test_nothing_of_the_user_s_is_overwritten(album: Path, ask: Ask) -> None:
         ("mia.png --model model.png --plot model.png", "model.png: is an input"),
         ("sub/MIA.jpg --plot mia.png", "mia.png: is a picture"),
         ("mia.png --output damaged.png", "damaged.png: is a picture"),
-        ("mia.png --output a.mp4", "a.mp4: is no name for text"),
-        ("mia.png --plot a.png --explain b/../A.png", "b/../A.png: two options name"),
     ):
         code, out, err = ask("--image", *words.split())
         assert (code, out) == (2, "")

@@ -121,7 +121,7 @@ def test_output_is_replaced_only_by_a_record(tmp_path: Path, ask: Ask) -> None:
     _, told, _ = ask(*words)
     assert ask(*words, "--output", path) == (0, "", "")
     assert path.read_text() == told
-    assert "no such file" in ask("--image", "missing.jpg", "--output", path)[0]
+    assert "no such file" in ask("--image", "missing.jpg", "--output", path)[2]
     predict.Output(path, "csv", EMOTIONS)  # without a record
     assert path.read_text() == told
     code, _, _ = ask(*words, "--output", path / "b.csv")
