@@ -77,6 +77,7 @@ BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright pictu
 CSV_COLUMNS = ["path", "time", "status", "face", *BOX, "emotion", "confidence"]
 NO_VIDEO = "not a readable image or video"
 NO_FACE = "no face found; if it is a closely cut face, say --faces never"
+Record = dict[str, Any]  # of a face, as --format json writes it; see make_records
 
 
 class NoFaceError(OSError):
@@ -365,7 +366,7 @@ def predict_files(
 
 def make_records(
     path: str, result: list | OSError, class_names: list[str], min_confidence: float
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Describe what was found in a file: one record per face, or one that says why not.
 
     Numbers are rounded to four decimals.
@@ -394,7 +395,7 @@ def make_records(
 
 def find_emotions(
     path: str | Path, model: str | Path | utils.Network = utils.ROOT / utils.MODEL_PATH
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Find and classify the faces in a picture, as --format json does.
 
     Args:
@@ -412,7 +413,7 @@ def find_emotions(
 
 
 # --- Output ---
-def describe(record: dict[str, Any]) -> str:
+def describe(record: Record) -> str:
     """Return a face's emotion, like Happy (93.1 %), or Unsure (Happy 41.0 %)."""
     emotion, sure = record["emotion"].capitalize(), percent(record["confidence"])
     if record["status"] == "unsure":
@@ -420,7 +421,7 @@ def describe(record: dict[str, Any]) -> str:
     return f"{emotion} ({sure})"
 
 
-def format_text(records: list[dict[str, Any]], alone: bool) -> str:
+def format_text(records: list[Record], alone: bool) -> str:
     """Format the records of a file for people; in detail if it has one face, alone."""
     records = [record for record in records if record["face"]]
     if alone and len(records) == 1:
@@ -436,29 +437,22 @@ def format_text(records: list[dict[str, Any]], alone: bool) -> str:
     return text
 
 
-def format_csv(
-    records: list[dict[str, Any]], class_names: list[str], header: bool
-) -> str:
-    """Format records as CSV rows, with or without a header.
-
-    A path that a spreadsheet would take for a formula gets ./ in front.
-    """
+def format_csv(records: list[Record], class_names: list[str], header: bool) -> str:
+    """Format records as CSV rows, with or without a header."""
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n").writerow
     if header:
         write([*CSV_COLUMNS, *class_names, "message"])
     for record in records:
-        path = printable(record["path"])
-        if path.startswith(("=", "+", "-", "@")):
-            path = f"./{path}"
-        values = [record[name] for name in CSV_COLUMNS[1:]]
+        path, *values = [record[name] for name in CSV_COLUMNS]
         probabilities = record["probabilities"] or dict.fromkeys(class_names)
-        write([path, *values, *probabilities.values(), printable(record["message"])])
+        values += [*probabilities.values(), printable(record["message"])]
+        write([printable(path), *values])
     return text.getvalue()
 
 
 class Output:
-    """Write whole records to a file, or to stdout if there is no path.
+    """Write records to a file, or to stdout if there is no path.
 
     An existing file is replaced only when the first record comes.
     """
@@ -467,7 +461,7 @@ class Output:
         self.path, self.file, self.kind = path, None, kind
         self.class_names, self.header = class_names, True
 
-    def write_records(self, records: list[dict[str, Any]], alone: bool = False) -> None:
+    def write_records(self, records: list[Record], alone: bool = False) -> None:
         """Write the records of one input; alone as in format_text."""
         if self.kind == "json":
             self.write("".join(json.dumps(record) + "\n" for record in records))
@@ -478,27 +472,19 @@ class Output:
             self.write(format_text(records, alone))
 
     def write(self, text: str) -> None:
-        """Write a text at once, all of it or nothing."""
-        if not text:
-            return
+        """Write a text at once."""
         try:
-            if not self.path:
-                print(text, end="", flush=True)
-                return
-            if not self.file:
+            if text and self.path and not self.file:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(self.path, "wb", buffering=0)  # noqa: SIM115
-            content = text.encode(errors="backslashreplace")
-            written = self.file.write(content)
-            if written < len(content):  # the disk is full
-                self.file.truncate(self.file.tell() - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                options = {"newline": "\n", "errors": "backslashreplace"}
+                self.file = open(self.path, "w", encoding="utf-8", **options)  # noqa: SIM115
+            print(text, end="", file=self.file, flush=True)  # None is stdout
         except OSError as error:
-            if not self.path:  # drop what is still in its buffer
+            if not self.path:
+                # Drop what is still in the buffer of stdout.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            closed = not self.path and error.errno == errno.EINVAL  # on Windows
-            if isinstance(error, BrokenPipeError) or closed:  # the reader has stopped
-                sys.exit(1)
+                if error.errno in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
+                    sys.exit(1)  # the reader has stopped
             place = self.path or "stdout"
             raise UserError(f"{place}: cannot write: {error.strerror}") from error
 
@@ -539,7 +525,7 @@ def load_model(args: argparse.Namespace) -> utils.Network:
     return network
 
 
-def report(records: list[dict[str, Any]]) -> bool:
+def report(records: list[Record]) -> bool:
     """Print what is wrong with a file, and return whether something is."""
     if message := records[0]["message"]:
         warn(f"error: {records[0]['path']}: {message}")
@@ -575,7 +561,7 @@ def occlude(
 
 
 def draw_probabilities(
-    axis: Any, records: list[dict[str, Any]], colors: dict[str, str], size: float
+    axis: Any, records: list[Record], colors: dict[str, str], size: float
 ) -> None:
     """Draw a bar per emotion for one face, or a stacked bar per face for several.
 
@@ -607,7 +593,7 @@ def draw_probabilities(
 
 def plot_faces(
     image: Image.Image,
-    faces: list[dict[str, Any]],
+    faces: list[Record],
     heats: list[np.ndarray] | None = None,
 ) -> Any:
     """Draw an image, at most 2,000 pixels large, and the probabilities beside it."""
@@ -647,7 +633,7 @@ def choose_colors(class_names: Collection[str]) -> dict[str, str]:
 
 def draw_faces(
     image: Image.Image,
-    faces: list[dict[str, Any]],
+    faces: list[Record],
     colors: dict[str, str],
     scale: float = 1,
     heats: list[np.ndarray] | None = None,
@@ -915,7 +901,7 @@ def prefetch(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def write_frame(
-    output: Output, records: list[dict[str, Any]], tracks: list[Track], rewrite: bool
+    output: Output, records: list[Record], tracks: list[Track], rewrite: bool
 ) -> None:
     """Write the records of a frame; as text, only faces whose emotion has changed.
 
@@ -1028,7 +1014,7 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
 @contextlib.contextmanager
 def copying(
     target: Path | None, size: tuple[int, int], rate: float, class_names: list[str]
-) -> Iterator[Callable[[Image.Image, list[dict[str, Any]]], None]]:
+) -> Iterator[Callable[[Image.Image, list[Record]], None]]:
     """Write a copy of a video, without sound, with the boxes and emotions of faces.
 
     Yields:
@@ -1037,7 +1023,7 @@ def copying(
     """
     import imageio_ffmpeg
 
-    def copy(image: Image.Image, records: list[dict[str, Any]]) -> None:
+    def copy(image: Image.Image, records: list[Record]) -> None:
         draw_faces(image, records, colors)
         writer.send(image.tobytes())
         next(written)
