@@ -844,15 +844,6 @@ def open_video(path: str, rate: float = 0) -> tuple[dict, Iterator[bytes]]:
         raise OSError(f"{path}: {what}") from error
 
 
-def count_frames(path: Path) -> int:
-    """Return the number of frames in a video, 0 if FFmpeg cannot read it."""
-    import imageio_ffmpeg
-
-    with contextlib.suppress(RuntimeError):
-        return imageio_ffmpeg.count_frames_and_secs(str(path))[0]
-    return 0
-
-
 def probe(path: str) -> dict[str, Any] | None:
     """Return what FFmpeg says about a video or camera; None for anything else.
 
@@ -1023,31 +1014,29 @@ def copying(
     """
     import imageio_ffmpeg
 
-    def copy(image: Image.Image, records: list[Record]) -> None:
-        draw_faces(image, records, colors)
-        writer.send(image.tobytes())
-        next(written)
-
     if not is_copy(target):
         yield lambda image, records: None
         return
-    colors, written = choose_colors(class_names), itertools.count()
-    options = {"fps": rate, "macro_block_size": 2, "ffmpeg_log_level": "quiet"}
-    if target.suffix.lower() == ".webm":
-        options["codec"] = "libvpx-vp9"
+    colors = choose_colors(class_names)
+    words = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "quiet"]
+    words += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-r", str(rate)]
+    words += ["-s", f"{size[0]}x{size[1]}", "-i", "-"]
+    # Players want this format, which needs even sides.
+    words += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p"]
+    # A group of its own, on Unix and on Windows: Ctrl-C must not reach FFmpeg.
+    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+    apart = {"start_new_session": True, "creationflags": flags}
+
+    def copy(image: Image.Image, records: list[Record]) -> None:
+        draw_faces(image, records, colors)
+        ffmpeg.stdin.write(image.tobytes())
+
     with writing(target) as file:
-        file.touch()  # FFmpeg would not say what is wrong
-        failure = OSError("FFmpeg failed; is the disk full?")
-        writer = imageio_ffmpeg.write_frames(str(file), size, **options)
-        try:
-            writer.send(None)
+        ffmpeg = subprocess.Popen([*words, file], stdin=subprocess.PIPE, **apart)
+        with contextlib.suppress(BrokenPipeError), ffmpeg:
             yield copy
-        except OSError as error:
-            raise failure from error
-        finally:
-            writer.close()  # or FFmpeg could write the file again after it is deleted
-        if count_frames(file) < next(written):  # FFmpeg does not report a full disk
-            raise failure
+        if ffmpeg.returncode:
+            raise OSError("FFmpeg failed; is the disk full?")
 
 
 def describe_tracks(
