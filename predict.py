@@ -365,14 +365,14 @@ def predict_files(
 
 
 def make_records(
-    path: str, result: list | OSError, class_names: list[str], min_confidence: float
+    path: str, result: list | Exception, class_names: list[str], min_confidence: float
 ) -> list[Record]:
     """Describe what was found in a file: one record per face, or one that says why not.
 
     Numbers are rounded to four decimals.
     """
     empty = dict.fromkeys([*CSV_COLUMNS, "probabilities", "message"])
-    if isinstance(result, OSError):
+    if isinstance(result, Exception):
         status = "no_face" if isinstance(result, NoFaceError) else "error"
         message = str(result).removeprefix(f"{path}: ")
         return [empty | {"path": path, "status": status, "message": message}]
@@ -815,7 +815,7 @@ def name_camera(number: int) -> tuple[str, list[str]]:
     return f"video={names[number] if number < len(names) else number}", ["-f", "dshow"]
 
 
-def open_video(path: str, rate: float = 0) -> tuple[dict, Iterator[bytes]]:
+def open_video(path: str, rate: float = 0) -> tuple[dict[str, Any], Iterator[bytes]]:
     """Open a video or a camera with FFmpeg, in a process that reads nothing but files.
 
     Returns:
@@ -828,37 +828,31 @@ def open_video(path: str, rate: float = 0) -> tuple[dict, Iterator[bytes]]:
     import imageio_ffmpeg
 
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns about sizes
-    source, options = f"file:{path}", ["-protocol_whitelist", "file"]
+    source, options, failure = f"file:{path}", ["-protocol_whitelist", "file"], NO_VIDEO
     if camera := CAMERA.fullmatch(path):
         source, options = name_camera(int(camera[1] or 0))
+        failure = "camera not found, or access denied"
     # round=up takes the frame that a player shows at that time.
     filters = ["-vf", f"fps={rate}:round=up"] if rate else []
     frames = imageio_ffmpeg.read_frames(source, "rgb24", None, options, filters)
     try:
         return next(frames), frames
     except (OSError, LookupError, ValueError, AssertionError) as error:
-        what = NO_VIDEO
-        if camera:
-            reason = str(error).rpartition(": ")[2]
-            what = f"camera not found, or access denied: {reason}"
-        raise OSError(f"{path}: {what}") from error
+        raise OSError(f"{path}: {failure}") from error
 
 
-def probe(path: str) -> dict[str, Any] | None:
-    """Return what FFmpeg says about a video or camera; None for anything else.
-
-    A camera does not say its fps: it is 0.
-    """
-    if not os.path.lexists(path):
-        return {"fps": 0} if CAMERA.fullmatch(path) else None
-    if not os.path.isfile(path) or not os.path.getsize(path) or is_picture(path):
+def probe(path: str) -> float | None:
+    """Return a video's own rate in frames a second; 0 for a camera, None for others."""
+    if CAMERA.fullmatch(path):
+        return 0
+    if not os.path.isfile(path) or is_picture(path):
         return None
     try:
         about, frames = open_video(path)
     except OSError:
         return None
     frames.close()
-    return about
+    return about["fps"]
 
 
 def search_frames(
@@ -899,22 +893,21 @@ def write_frame(
     With rewrite, a terminal shows one line that changes instead.
     """
     if output.kind != "text":
-        if records:
-            output.write_records(records)
+        output.write_records(records)
         return
     lines = []
     for record, track in zip(records, tracks, strict=True):
-        minutes, tenths = divmod(round(10 * record["time"]), 600)
-        text = f"{minutes}:{tenths / 10:04.1f} face {track.number}: {describe(record)}"
         shown = record["status"], record["emotion"]
         if rewrite or shown != track.shown:
-            lines.append(text)
+            minutes, tenths = divmod(round(10 * record["time"]), 600)
+            time = f"{minutes}:{tenths / 10:04.1f}"
+            lines.append(f"{time} face {track.number}: {describe(record)}")
         track.shown = shown
     if rewrite:
         width = shutil.get_terminal_size().columns - 1
         output.write(f"\r{', '.join(lines):{width}.{width}}")
-    else:
-        output.write("".join(f"{line}\n" for line in lines))
+    elif lines:
+        output.write("\n".join([*lines, ""]))
 
 
 def classify_video(
@@ -925,7 +918,7 @@ def classify_video(
     Of each second, rate frames are read, and search_rate frames are searched for faces.
 
     Raises:
-        OSError: if it breaks off, or shows no face.
+        OSError, RuntimeError: if it breaks off, or shows no face.
     """
     args, network = run.args, run.network
     names, is_camera = network.class_names, bool(CAMERA.fullmatch(path))
@@ -935,7 +928,7 @@ def classify_video(
     frames = prefetch(search_frames(frames, about["size"], rate, search_rate, find))
     length, end, records = about["duration"], 0.0, []
     rewrite = is_camera and not args.output and sys.stdout.isatty()
-    usual_end = [KeyboardInterrupt] if is_camera else []  # the usual way to end
+    usual_end = [KeyboardInterrupt] if is_camera else []
     gap = max(SMOOTHING, 1.5 / search_rate)  # at least one look
     with (
         make_progress_bar(hidden=is_camera) as bar,
@@ -954,10 +947,6 @@ def classify_video(
                     record.update(time=round(time, 3), face=track.number)
                 write_frame(run.output, records, present, rewrite)
             copy(image, records)
-    if rewrite and args.format == "text":
-        run.output.write("\n")
-    if not end:
-        raise OSError(f"{path}: no frame in it")
     if not tracks and not is_camera:
         raise NoFaceError(f"{path}: no face found")
     if length > end + max(1, length / 20):
@@ -967,8 +956,8 @@ def classify_video(
 def predict_video(run: Run, path: str, own_rate: float) -> bool:
     """Classify the faces in a video or before a camera; return whether it failed.
 
-    The summary comes also after a failure or Ctrl-C, without faces that were there for
-    less than a second. The video's own rate is in frames a second; 0 is unknown.
+    The summary comes also after a failure, without faces that were there for less than
+    a second. The video's own rate is in frames a second; 0 is unknown.
     """
     args, output, names = run.args, run.output, run.network.class_names
     if args.explain:
@@ -976,18 +965,14 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
     search_rate = min(args.fps, own_rate or args.fps)
     rate = own_rate if own_rate and is_copy(args.plot) else search_rate
     tracks: list[Track] = []
+    failed = False
     if args.format == "text" and args.image != [path]:
         output.write(f"\n{printable(path)}\n")
-    failure: BaseException | None = None
     try:
         classify_video(run, path, rate, search_rate, tracks)
-    except RuntimeError:
-        failure = OSError(f"{path}: ends within a frame, or its decoder failed")
-    except (OSError, KeyboardInterrupt) as error:
-        failure = error
-    if isinstance(failure, OSError):
-        records = make_records(path, failure, names, args.min_confidence)
-        report(records)
+    except (OSError, RuntimeError) as error:  # the latter, if its last frame is cut
+        records = make_records(path, error, names, args.min_confidence)
+        failed = report(records)
         if not tracks:
             output.write_records(records)
     long = [track for track in tracks if len(track.times) >= search_rate]
@@ -997,9 +982,7 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
         with utils.naming_classes(names) as shown:
             target = name_picture(args.plot, path, "emotions", run.used)
             save_figure(plot_timeline(long or tracks, shown, search_rate), target)
-    if isinstance(failure, KeyboardInterrupt):
-        raise failure
-    return bool(failure)
+    return failed
 
 
 @contextlib.contextmanager
@@ -1057,27 +1040,24 @@ def describe_tracks(
 def plot_timeline(
     tracks: list[Track], class_names: list[str], search_rate: float
 ) -> Any:
-    """Plot the probabilities over time of the faces that stayed longest."""
+    """Plot the probabilities of faces over time, below each other."""
     from matplotlib.figure import Figure
 
-    tracks = sorted(tracks, key=lambda track: -len(track.times))[:MAX_TIMELINE_FACES]
-    tracks.sort(key=lambda track: track.number)
-    end = max(track.times[-1] for track in tracks) + 1 / search_rate
+    tracks = tracks[:MAX_TIMELINE_FACES]
     names = [name.capitalize() for name in class_names]
     colors = choose_colors(class_names).values()
     figure = Figure(figsize=(10, 1 + 1.5 * len(tracks)), layout="constrained")
-    axes = figure.subplots(len(tracks), 2, squeeze=False, width_ratios=[1, 7])
+    options = {"squeeze": False, "sharex": "col", "width_ratios": [1, 7]}
+    axes = figure.subplots(len(tracks), 2, **options)
     for track, (left, right) in zip(tracks, axes, strict=True):
         left.imshow(track.pixels, cmap="gray")
         left.set(xticks=[], yticks=[], title=f"face {track.number}")
         times = [*track.times, track.times[-1] + 1 / search_rate]
         means = np.transpose([*track.means, track.means[-1]])
-        right.stackplot(times, means, colors=colors, labels=names, step="post")
-        right.set(ylim=(0, 1), yticks=[], xlim=(0, end))
-        right.sharex(axes[0, 1])
-    axes[-1, 1].set_xlabel("seconds")
-    handles, labels = axes[0, 1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(names))
+        areas = right.stackplot(times, means, colors=colors, step="post")
+        right.set(ylim=(0, 1), yticks=[])
+    right.set(xlim=(0, None), xlabel="seconds")
+    figure.legend(areas, names, loc="outside upper right", ncols=len(names))
     return figure
 
 
@@ -1195,12 +1175,12 @@ def predict(args: argparse.Namespace) -> int:
     run = Run(args, network, output, paths, used=set())
     failed = False
     groups = itertools.groupby(paths, lambda p: None if paths[p] else probe(p))
-    for video, group in groups:
-        if video:
-            for path in group:
-                failed |= predict_video(run, path, video["fps"])
-        else:
+    for rate, group in groups:
+        if rate is None:
             failed |= predict_pictures(run, list(group))
+        else:
+            for path in group:
+                failed |= predict_video(run, path, rate)
     return int(failed)
 
 
