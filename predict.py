@@ -554,59 +554,48 @@ def draw_probabilities(
 
     The font has this size, in points.
     """
+    import pandas as pd
+
+    table = pd.DataFrame([record["probabilities"] for record in records])
+    table.columns = [name.capitalize() for name in table]
     if len(records) == 1:
-        probabilities = records[0]["probabilities"]
-        names = [name.capitalize() for name in probabilities]
-        bars = axis.barh(names, probabilities.values(), color=colors.values())
-        labels = [percent(p) for p in probabilities.values()]
-        axis.bar_label(bars, labels, padding=4, fontsize=size)
+        bars = axis.barh(table.columns, table.loc[0], color=colors.values())
+        axis.bar_label(bars, table.loc[0].map(percent), padding=4, fontsize=size)
         axis.set(xlim=(0, 1.15), xticks=[])
     else:
-        rows = [f"{record['face']}  {describe(record)}" for record in records]
-        left = np.zeros(len(records))
-        for name, color in colors.items():
-            widths = [record["probabilities"][name] for record in records]
-            axis.barh(rows, widths, left=left, color=color, label=name.capitalize())
-            left += widths
+        table.index = [f"{record['face']}  {describe(record)}" for record in records]
+        table.plot.barh(stacked=True, width=0.8, color=colors.values(), ax=axis)
+        place = {"loc": "upper right", "bbox_to_anchor": (1, 0), "ncols": 3}
+        axis.legend(**place, frameon=False, fontsize=0.9 * size, columnspacing=1)
         axis.set(xlim=(0, 1), xticks=[])
-        place = {"loc": "upper right", "bbox_to_anchor": (1, 0)}
-        axis.legend(
-            **place, ncols=3, frameon=False, fontsize=0.9 * size, columnspacing=1
-        )
     axis.invert_yaxis()
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0, labelsize=size)
 
 
 def plot_faces(
-    image: Image.Image,
-    faces: list[Record],
-    heats: list[np.ndarray] | None = None,
+    image: Image.Image, records: list[Record], heats: list[np.ndarray] | None = None
 ) -> Any:
     """Draw an image, at most 2,000 pixels large, and the probabilities beside it."""
     from matplotlib.figure import Figure
 
-    lowest = max(SMALLEST_PLOT, ROW * len(faces))
-    scale = max(min(1, LARGEST_PLOT / max(image.size)), lowest / image.height)
-    scale = min(scale, LARGEST_PLOT / image.width)
-    shown = image.convert("RGB").resize([max(1, round(scale * v)) for v in image.size])
+    lowest = max(SMALLEST_PLOT, ROW * len(records))
+    size = LARGEST_PLOT, min(LARGEST_PLOT, max(lowest, image.height))
+    shown = ImageOps.contain(image.convert("RGB"), size)
     height = max(lowest, shown.height)
     panel = max(SMALLEST_PLOT, height // 2)  # pixels beside it
     size = (shown.width + panel) / DPI, height / DPI
-    figure = Figure(figsize=size, layout="constrained")
-    widths = [shown.width, panel]
-    left, right = figure.subfigures(1, 2, wspace=0, width_ratios=widths)
-    share = shown.height / height
-    axis, bars = left.add_axes((0, 1 - share, 1, share)), right.subplots()
-    if faces:
-        colors = choose_colors(faces[0]["probabilities"])
-        draw_faces(shown, faces, colors, scale, heats)
-        draw_probabilities(bars, faces, colors, FONT_SIZE * panel / SMALLEST_PLOT)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    _, right = figure.subfigures(1, 2, wspace=0, width_ratios=[shown.width, panel])
+    bars = right.subplots()
+    if records:
+        colors = choose_colors(records[0]["probabilities"])
+        draw_faces(shown, records, colors, shown.width / image.width, heats)
+        draw_probabilities(bars, records, colors, FONT_SIZE * panel / SMALLEST_PLOT)
     else:
         bars.set_title("No face found")
         bars.axis("off")
-    axis.imshow(shown, aspect="auto")
-    axis.axis("off")
+    figure.figimage(shown, 0, height - shown.height)
     return figure
 
 
@@ -620,23 +609,21 @@ def choose_colors(class_names: Collection[str]) -> dict[str, str]:
 
 def draw_faces(
     image: Image.Image,
-    faces: list[Record],
+    records: list[Record],
     colors: dict[str, str],
     scale: float = 1,
     heats: list[np.ndarray] | None = None,
 ) -> None:
     """Draw box, number, emotion and heat of each face into an RGB image.
 
-    Boxes are multiplied by scale. Small faces among several get only their number, as
-    do all faces if no font has all letters.
+    Boxes are multiplied by scale. Small faces among several get only their number.
     """
     from matplotlib import colormaps, font_manager
 
     family = (utils.find_fonts("".join(colors)) or ["DejaVu Sans"])[-1]
     font_file, pen = font_manager.findfont(family), ImageDraw.Draw(image)
-    letters = set(font_manager.get_font(font_file).get_charmap())
-    boxes = [[round(scale * record[name]) for name in BOX] for record in faces]
-    for number, (record, (x, y, w, h)) in enumerate(zip(faces, boxes, strict=True)):
+    boxes = [[round(scale * record[name]) for name in BOX] for record in records]
+    for number, (record, (x, y, w, h)) in enumerate(zip(records, boxes, strict=True)):
         if heats:
             heat = np.uint8(255 * colormaps["inferno"](heats[number])[..., :3])
             heat = Image.fromarray(heat).resize((w, h), Image.Resampling.BILINEAR)
@@ -645,61 +632,48 @@ def draw_faces(
         color = colors[record["emotion"]]
         pen.rectangle((x, y, x + w, y + h), outline="black", width=5)
         pen.rectangle((x + 1, y + 1, x + w - 1, y + h - 1), outline=color, width=3)
-    for record, (x, y, w, _) in zip(faces, boxes, strict=True):  # above all boxes
+    for record, (x, y, w, _) in zip(records, boxes, strict=True):  # above all boxes
         lowest, highest = image.height // 100, image.height // 32
-        size = max(12, lowest, min(highest, w // 6) if len(faces) > 1 else highest)
-        font, color = ImageFont.truetype(font_file, size), colors[record["emotion"]]
-        text = f"{record['face']} {describe(record)}"
-        is_wide = len(faces) > 1 and pen.textlength(text, font) > 1.5 * w
-        if is_wide or not letters.issuperset(map(ord, text)):
+        size = max(12, lowest, min(highest, w // 6) if len(records) > 1 else highest)
+        font, text = (
+            ImageFont.truetype(font_file, size),
+            f"{record['face']} {describe(record)}",
+        )
+        if len(records) > 1 and pen.textlength(text, font) > 1.5 * w:
             text = str(record["face"])
         width = round(pen.textlength(text, font)) + 6
         left, top = max(0, min(x, image.width - width)), max(0, y - size - 6)
         label = (left, top, left + width, top + size + 6)
-        pen.rectangle(label, fill=color, outline="black")
+        pen.rectangle(label, fill=colors[record["emotion"]], outline="black")
         pen.text((left + 3, top + 1), text, "black", font)
 
 
-@contextlib.contextmanager
-def writing(target: Path) -> Iterator[Path]:
-    """Make a file's folder, and write the file as utils.atomic_write does."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with utils.atomic_write(target) as file:
-            yield file
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{target}: cannot write: {reason}") from error
-
-
-def save_figure(figure: Any, target: Path, **options: Any) -> None:
+def save_figure(figure: Any, target: Path) -> None:
     """Write a figure, marked as drawn by this script."""
+    options = {}
     if target.suffix.lower() not in (".pdf", ".svg"):
         exif = Image.Exif()
         exif[ExifTags.Base.Software] = utils.MARK.decode()
         options["pil_kwargs"] = {"exif": exif}
-    with writing(target) as file:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with utils.atomic_write(target) as file:
         figure.savefig(file, **options)
 
 
 def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
     """Draw a picture with its faces, as --plot and --explain say."""
     args, network = run.args, run.network
-    if not (args.plot or args.explain):
-        return
-    image = utils.open_image(path)
-    with utils.naming_classes(network.class_names) as names:
-        records = make_records(path, faces, names, args.min_confidence)
-        if args.plot:
-            target = name_picture(args.plot, path, "emotions", run.used)
-            save_figure(plot_faces(image, records), target, dpi=DPI)
-        if args.explain:
-            target = name_picture(args.explain, path, "heat", run.used)
-            heats = [
-                np.rot90(occlude(network, face.pixels, p), -face.angle // 90)
-                for face, p in faces
-            ]
-            save_figure(plot_faces(image, records, heats), target, dpi=DPI)
+    for kind, target in {"emotions": args.plot, "heat": args.explain}.items():
+        if not target:
+            continue
+        heats = None
+        if kind == "heat":
+            turned = ((occlude(network, f.pixels, p), f.angle) for f, p in faces)
+            heats = [np.rot90(heat, -angle // 90) for heat, angle in turned]
+        with utils.naming_classes(network.class_names) as names:
+            records = make_records(path, faces, names, args.min_confidence)
+            figure = plot_faces(utils.open_image(path), records, heats)
+            save_figure(figure, name_picture(target, path, kind, run.used))
 
 
 def predict_pictures(run: Run, paths: list[str]) -> bool:
@@ -1001,12 +975,13 @@ def copying(
         draw_faces(image, records, colors)
         ffmpeg.stdin.write(image.tobytes())
 
-    with writing(target) as file:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with utils.atomic_write(target) as file:
         ffmpeg = subprocess.Popen([*words, file], stdin=subprocess.PIPE, **apart)
         with contextlib.suppress(BrokenPipeError), ffmpeg:
             yield copy
         if ffmpeg.returncode:
-            raise OSError("FFmpeg failed; is the disk full?")
+            raise UserError(f"{target}: FFmpeg failed; is the disk full?")
 
 
 def describe_tracks(
