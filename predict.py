@@ -383,14 +383,9 @@ def make_records(
 def find_emotions(
     path: str | Path, model: str | Path | utils.Network = utils.ROOT / utils.MODEL_PATH
 ) -> list[Record]:
-    """Find and classify the faces in a picture, as --format json does.
+    """Return the records of a picture, as --format json gives them.
 
-    Args:
-        path: an image file.
-        model: the model file, or what utils.load_model returned for it.
-
-    Returns:
-        One record per face, or one record with the status no_face or error.
+    The model is a file, or what utils.load_model returned for it.
     """
     if not isinstance(model, utils.Network):
         model = utils.load_model(model)
@@ -713,7 +708,7 @@ class Track:
 
     number: int
     pixels: np.ndarray
-    box: tuple[int, int, int, int]
+    box: tuple = ()
     times: list[float] = dataclasses.field(default_factory=list)  # seconds
     answers: list[np.ndarray] = dataclasses.field(default_factory=list)
     means: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -737,24 +732,22 @@ def follow(
 ) -> list[Track]:
     """Add the faces of a frame to the tracks that they overlap, or to new ones.
 
-    A track ends when its face is away for more than gap seconds.
-
-    Returns:
-        The track of each face.
+    A track ends when its face is away for more than gap seconds. Returns the track of
+    each face.
     """
 
-    def shared(track: Track, face: Face) -> float:
+    def shared(track: Track) -> float:
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (track.box, face.box)]
         return overlap(*map(np.array, boxes))
 
     free = [track for track in tracks if time - track.times[-1] <= gap]
     present = []
     for face, probabilities in zip(faces, answers, strict=True):
-        track = max(free, key=lambda track: shared(track, face), default=None)
-        if track and shared(track, face) >= MIN_TRACK_OVERLAP:
+        track = max(free, key=shared, default=None)
+        if track and shared(track) >= MIN_TRACK_OVERLAP:
             free.remove(track)
         else:
-            track = Track(len(tracks) + 1, face.pixels, face.box)
+            track = Track(len(tracks) + 1, face.pixels)
             tracks.append(track)
         track.add(face, probabilities, time)
         present.append(track)
@@ -823,12 +816,7 @@ def search_frames(
     search_rate: float,
     find: Callable[[Image.Image], list[Face]],
 ) -> Iterator[tuple[float, Image.Image, list[Face] | None]]:
-    """Find the faces in the frames of a video; as in classify_video.
-
-    Yields:
-        For each frame its time in seconds, the image, and its faces; None instead of
-        faces if the frame is not searched.
-    """
+    """Yield time in seconds, image and faces of each frame; None if not searched."""
     last = -1
     for number, content in enumerate(frames):
         time, image = number / rate, Image.frombytes("RGB", image_size, content)
@@ -1159,21 +1147,17 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
     split, unreadable = utils.index_folder(folder, names, **options)
     folders = utils.match_folders(folder, names)
     used = [path.name for path in folders.values()]
-    missing = [name for name in names if name not in folders]
-    unknown = [name for name in utils.list_folders(folder) if name not in used]
-    if missing:
+    if missing := [name for name in names if name not in folders]:
         warn(f"no folder for the classes: {', '.join(missing)}")
-    if unknown:
+    if unknown := [name for name in utils.list_folders(folder) if name not in used]:
         warn(f"ignored, not among the classes: {', '.join(unknown)}")
     train_folder = folder.parent / "train"
     if train_folder.is_dir() and not train_folder.samefile(folder):
-        try:
+        with contextlib.suppress(UserError):  # if no class has a folder there
             known, _ = utils.index_folder(train_folder, names, **options)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
             if split.table.in_train.all():
                 warn("every image is also in train")
-        except UserError as error:  # train/ is not usable
-            warn(f"not compared with the images of train: {error}")
     for line in unreadable:
         warn(f"error: {line}")
     return split, unreadable
@@ -1199,11 +1183,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Raises:
-        SystemExit: with a message, which makes the code 1, after an expected failure.
-    """
+    """Run the command line and return its exit code; expected failures exit at once."""
     warnings.filterwarnings("ignore", module="PIL")  # bad files are reported by name
     # Without a console (pythonw) there are no streams.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
