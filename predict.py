@@ -70,7 +70,6 @@ MAX_TIMELINE_FACES = 20  # number of faces in a timeline
 MIN_TRACK_OVERLAP = 0.3  # intersection over union of a face's boxes in two frames
 BOX = ["x", "y", "width", "height"]  # of a face, in pixels of the upright picture
 CSV_COLUMNS = ["path", "time", "status", "face", *BOX, "emotion", "confidence"]
-NO_VIDEO = "not a readable image or video"
 NO_FACE = "no face found; if it is a closely cut face, say --faces never"
 Record = dict[str, Any]  # of a face, as --format json writes it; see make_records
 
@@ -180,12 +179,12 @@ def search(
     ratio = max(image.size) / min(image.size)
     scale = size * min(max(1, ratio / 3), 4) / max(image.size)  # panoramas: larger
     edge = round(border * size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
-    shape = [32 * math.ceil((side + 2 * edge) / 32) for side in (height, width)]
-    pixels = np.zeros((1, 3, *shape), np.float32)
-    inside = np.s_[0, :, edge : edge + height, edge : edge + width]
-    pixels[inside] = np.asarray(small).transpose(2, 0, 1)
+    size = [max(1, round(side * scale)) for side in image.size]
+    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+    shape = [32 * math.ceil((side + 2 * edge) / 32) for side in small.size]
+    canvas = Image.new("RGB", shape)
+    canvas.paste(small, (edge, edge))
+    pixels = np.float32(canvas).transpose(2, 0, 1)[np.newaxis]
     with finder_lock:
         maps = [values[0] for values in load_finder()(pixels).values()]
     rows, columns = np.nonzero(maps[0][0] >= MIN_CLOSE_SCORE)
@@ -542,9 +541,7 @@ def occlude(
     return heat / max(heat.max(), np.finfo(float).tiny)
 
 
-def draw_probabilities(
-    axis: Any, records: list[Record], colors: dict[str, str], size: float
-) -> None:
+def draw_probabilities(axis: Any, records: list[Record], size: float) -> None:
     """Draw a bar per emotion for one face, or a stacked bar per face for several.
 
     The font has this size, in points.
@@ -552,14 +549,15 @@ def draw_probabilities(
     import pandas as pd
 
     table = pd.DataFrame([record["probabilities"] for record in records])
+    colors = choose_colors(list(table)).values()
     table.columns = [name.capitalize() for name in table]
     if len(records) == 1:
-        bars = axis.barh(table.columns, table.loc[0], color=colors.values())
+        bars = axis.barh(table.columns, table.loc[0], color=colors)
         axis.bar_label(bars, table.loc[0].map(percent), padding=4, fontsize=size)
         axis.set(xlim=(0, 1.15), xticks=[])
     else:
         table.index = [f"{record['face']}  {describe(record)}" for record in records]
-        table.plot.barh(stacked=True, width=0.8, color=colors.values(), ax=axis)
+        table.plot.barh(stacked=True, width=0.8, color=colors, ax=axis)
         place = {"loc": "upper right", "bbox_to_anchor": (1, 0), "ncols": 3}
         axis.legend(**place, frameon=False, fontsize=0.9 * size, columnspacing=1)
         axis.set(xlim=(0, 1), xticks=[])
@@ -568,29 +566,26 @@ def draw_probabilities(
     axis.tick_params(length=0, labelsize=size)
 
 
-def plot_faces(
-    image: Image.Image, records: list[Record], heats: list[np.ndarray] | None = None
-) -> Any:
+def plot_faces(image: Image.Image, records: list[Record], heats: Sequence = ()) -> Any:
     """Draw an image, at most 2,000 pixels large, and the probabilities beside it."""
     from matplotlib.figure import Figure
 
     lowest = max(SMALLEST_PLOT, ROW * len(records))
     size = LARGEST_PLOT, min(LARGEST_PLOT, max(lowest, image.height))
     shown = ImageOps.contain(image.convert("RGB"), size)
+    draw_faces(shown, records, shown.width / image.width, heats)
     height = max(lowest, shown.height)
     panel = max(SMALLEST_PLOT, height // 2)  # pixels beside it
     size = (shown.width + panel) / DPI, height / DPI
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure.figimage(shown, 0, height - shown.height)
     _, right = figure.subfigures(1, 2, wspace=0, width_ratios=[shown.width, panel])
     bars = right.subplots()
     if records:
-        colors = choose_colors(records[0]["probabilities"])
-        draw_faces(shown, records, colors, shown.width / image.width, heats)
-        draw_probabilities(bars, records, colors, FONT_SIZE * panel / SMALLEST_PLOT)
+        draw_probabilities(bars, records, FONT_SIZE * panel / SMALLEST_PLOT)
     else:
         bars.set_title("No face found")
         bars.axis("off")
-    figure.figimage(shown, 0, height - shown.height)
     return figure
 
 
@@ -603,11 +598,7 @@ def choose_colors(class_names: Collection[str]) -> dict[str, str]:
 
 
 def draw_faces(
-    image: Image.Image,
-    records: list[Record],
-    colors: dict[str, str],
-    scale: float = 1,
-    heats: list[np.ndarray] | None = None,
+    image: Image.Image, records: list[Record], scale: float = 1, heats: Sequence = ()
 ) -> None:
     """Draw box, number, emotion and heat of each face into an RGB image.
 
@@ -615,6 +606,9 @@ def draw_faces(
     """
     from matplotlib import colormaps, font_manager
 
+    if not records:
+        return
+    colors = choose_colors(records[0]["probabilities"])
     family = (utils.find_fonts("".join(colors)) or ["DejaVu Sans"])[-1]
     font_file, pen = font_manager.findfont(family), ImageDraw.Draw(image)
     boxes = [[round(scale * record[name]) for name in BOX] for record in records]
@@ -661,7 +655,7 @@ def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
     for kind, target in {"emotions": args.plot, "heat": args.explain}.items():
         if not target:
             continue
-        heats = None
+        heats = []
         if kind == "heat":
             turned = ((occlude(network, f.pixels, p), f.angle) for f, p in faces)
             heats = [np.rot90(heat, -angle // 90) for heat, angle in turned]
@@ -677,19 +671,15 @@ def predict_pictures(run: Run, paths: list[str]) -> bool:
     Other files that were found in folders are ignored, unless there is nothing else.
     """
     args, network = run.args, run.network
-    if is_copy(args.plot):
-        raise UsageError(f"{args.plot}: is a video file, but {paths[0]} is not a video")
     read = functools.partial(read_faces, faces=args.faces, size=network.size)
     alone = len(paths) == 1 and args.image == paths
     failed, ignored = False, 0
     with make_progress_bar(hidden=len(paths) == 1) as bar:
         results = predict_files(network, paths, read)
         for path, result in bar.track(results, len(paths), description=""):
-            if isinstance(result, utils.NotAnImageError):
-                if run.paths[path]:
-                    ignored += 1
-                    continue
-                result = OSError(f"{path}: {NO_VIDEO}")
+            if isinstance(result, utils.NotAnImageError) and run.paths[path]:
+                ignored += 1
+                continue
             names = network.class_names
             records = make_records(path, result, names, args.min_confidence)
             failed |= report(records)
@@ -724,11 +714,7 @@ class Track:
 
 
 def follow(
-    tracks: list[Track],
-    faces: Sequence[Face],
-    answers: np.ndarray,
-    time: float,
-    gap: float = SMOOTHING,
+    tracks: list[Track], faces: list[Face], answers: np.ndarray, time: float, gap: float
 ) -> list[Track]:
     """Add the faces of a frame to the tracks that they overlap, or to new ones.
 
@@ -782,7 +768,11 @@ def open_video(path: str, rate: float = 0) -> tuple[dict[str, Any], Iterator[byt
     import imageio_ffmpeg
 
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns about sizes
-    source, options, failure = f"file:{path}", ["-protocol_whitelist", "file"], NO_VIDEO
+    source, options, failure = (
+        f"file:{path}",
+        ["-protocol_whitelist", "file"],
+        "no video",
+    )
     if camera := CAMERA.fullmatch(path):
         source, options = name_camera(int(camera[1] or 0))
         failure = "camera not found, or access denied"
@@ -811,15 +801,15 @@ def probe(path: str) -> float | None:
 
 def search_frames(
     frames: Iterator[bytes],
-    image_size: tuple[int, int],
+    size: tuple,
     rate: float,
     search_rate: float,
-    find: Callable[[Image.Image], list[Face]],
+    find: Callable,
 ) -> Iterator[tuple[float, Image.Image, list[Face] | None]]:
     """Yield time in seconds, image and faces of each frame; None if not searched."""
     last = -1
     for number, content in enumerate(frames):
-        time, image = number / rate, Image.frombytes("RGB", image_size, content)
+        time, image = number / rate, Image.frombytes("RGB", size, content)
         look = math.floor(time * search_rate + 1e-6)
         yield time, image, find(image) if look > last else None
         last = look
@@ -881,7 +871,7 @@ def classify_video(
     gap = max(SMOOTHING, 1.5 / search_rate)  # at least one look
     with (
         make_progress_bar(hidden=is_camera) as bar,
-        copying(args.plot, about["size"], rate, names) as copy,
+        copying(args.plot, about["size"], rate) as copy,
         contextlib.suppress(*usual_end),
     ):
         for time, image, faces in bar.track(frames, round(length * rate) or None):
@@ -935,21 +925,17 @@ def predict_video(run: Run, path: str, own_rate: float) -> bool:
 
 
 @contextlib.contextmanager
-def copying(
-    target: Path | None, size: tuple[int, int], rate: float, class_names: list[str]
-) -> Iterator[Callable[[Image.Image, list[Record]], None]]:
+def copying(target: Path | None, size: tuple[int, int], rate: float) -> Iterator:
     """Write a copy of a video, without sound, with the boxes and emotions of faces.
 
-    Yields:
-        A function that takes a frame and its records. It does nothing if the target is
-        not a video.
+    Yields a function that takes a frame and its records. It does nothing if the target
+    is not a video.
     """
     import imageio_ffmpeg
 
     if not is_copy(target):
         yield lambda image, records: None
         return
-    colors = choose_colors(class_names)
     words = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "quiet"]
     words += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-r", str(rate)]
     words += ["-s", f"{size[0]}x{size[1]}", "-i", "-"]
@@ -960,7 +946,7 @@ def copying(
     apart = {"start_new_session": True, "creationflags": flags}
 
     def copy(image: Image.Image, records: list[Record]) -> None:
-        draw_faces(image, records, colors)
+        draw_faces(image, records)
         ffmpeg.stdin.write(image.tobytes())
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -1087,17 +1073,11 @@ def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> dict[str
     """List the files to read: images, all files below folders, or a list on stdin (-).
 
     Shells on Windows leave patterns to programs. Results of earlier runs in a folder
-    are ignored: what this script drew, and the files to write (targets), unless they
-    are pictures.
+    are ignored: what this script drew, and the files to write (targets).
 
     Returns:
         Each path once, and whether it was found in a folder and not named.
     """
-
-    def is_result(path: str) -> bool:
-        written = utils.is_target(path, targets) and not is_picture(path)
-        return written or is_drawn(path)
-
     if images == ["-"]:
         content = getattr(sys.stdin, "buffer", sys.stdin).read()
         images = read_list(os.fsencode(content))
@@ -1108,11 +1088,11 @@ def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> dict[str
             if not os.path.isdir(match):
                 paths[match] = False
                 continue
-            files = [p for p in utils.list_files(Path(match)) if not is_result(p)]
-            if not files and match == image:
-                raise UserError(f"{image}: no picture in this folder")
-            for file in files:
-                paths.setdefault(file, True)
+            for file in utils.list_files(Path(match)):
+                if not (is_drawn(file) or utils.is_target(file, targets)):
+                    paths.setdefault(file, True)
+    if images and not paths:
+        raise UserError(f"{images[0]}: no picture in this folder")
     return paths
 
 

@@ -62,7 +62,7 @@ def test_other_files_of_a_folder_are_ignored(tmp_path: Path, ask: Ask) -> None:
     code, out, err = ask("--image", tmp_path)
     assert (code, err) == (0, "predict.py: ignored, no pictures: 2\n")
     assert out.count("\n") == 1 and out.startswith(f"{crop}: ")
-    line = f"predict.py: error: {{}}: {predict.NO_VIDEO}\n"
+    line = "predict.py: error: {}: not an image\n"
     code, again, err = ask("--image", tmp_path, notes)
     assert (code, again) == (1, out)
     assert err == line.format(notes) + "predict.py: ignored, no pictures: 1\n"
@@ -147,7 +147,7 @@ def test_nothing_of_the_user_s_is_overwritten(album: Path, ask: Ask) -> None:
     for words, line in (
         ("mia.png --output ./sub/../mia.png", "mia.png: is an input"),
         ("link.png --explain hard.png", "link.png: is an input"),
-        ("sub --plot sub/MIA.jpg", "sub/MIA.jpg: is an input"),
+        ("sub --plot sub/MIA.jpg", "sub/MIA.jpg: is a picture"),
         ("mia.png --model model.png --plot model.png", "model.png: is an input"),
         ("sub/MIA.jpg --plot mia.png", "mia.png: is a picture"),
         ("mia.png --output damaged.png", "damaged.png: is a picture"),

@@ -143,7 +143,7 @@ def test_a_face_that_jumps_or_was_away_gets_a_new_number() -> None:
         (2.5, [20, 200], [4, 5]),
     ):
         faces = [predict.Face(random_pixels(1), (x, 0, 60, 60)) for x in lefts]
-        found = predict.follow(tracks, faces, np.ones((len(faces), 6)), time)
+        found = predict.follow(tracks, faces, np.ones((len(faces), 6)), time, 1)
         assert [track.number for track in found] == numbers
     for time in (4, 5.5):  # looks that are further apart than a second
         found = predict.follow(tracks, faces, np.ones((2, 6)), time, gap=1.6)
