@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageStat
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
 import utils
 from utils import IMAGE_SIZE, UserError, percent, printable
@@ -219,16 +219,6 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return shared / max(areas - shared, 1e-9)
 
 
-def cut_face(image: Image.Image, box: np.ndarray) -> tuple[int, int, int]:
-    """Return left, top and side of the square around a face in an image."""
-    side, limit = longer_side(box), min(image.size)
-    is_close = side >= CLOSE_FRACTION * limit
-    side = limit if is_close else min(limit, round(CROP_SCALE * side))
-    middle = (box[:2] + box[2:]) / 2
-    left, top = np.clip(np.round(middle - side / 2), 0, np.subtract(image.size, side))
-    return int(left), int(top), side
-
-
 def find_faces(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
     """Find the faces in an image, from left to right, and scale them to size pixels.
 
@@ -236,14 +226,18 @@ def find_faces(image: Image.Image, size: int = IMAGE_SIZE) -> list[Face]:
     """
     image = image.convert("RGB")
     angle, boxes = search_turned(image)
-    is_dark = ImageStat.Stat(image.convert("L")).mean[0] < DARK_MEAN
-    if not len(boxes) and is_dark:
+    if not len(boxes) and np.mean(image.convert("L")) < DARK_MEAN:
         angle, boxes = search_turned(ImageOps.autocontrast(image, cutoff=1))
+    # An image that was decoded reduced is smaller than the picture.
     large = boxes[longer_side(boxes) >= MIN_FACE_SIZE / image.info.get("reduced", 1)]
     image = image.rotate(angle, expand=True)
     faces = []
     for box in large if len(large) else boxes:
-        x, y, side = cut_face(image, box)
+        side, limit = longer_side(box), min(image.size)
+        is_close = side >= CLOSE_FRACTION * limit
+        side = limit if is_close else min(limit, round(CROP_SCALE * side))
+        corner = np.round((box[:2] + box[2:] - side) / 2)
+        x, y = np.clip(corner, 0, np.subtract(image.size, side)).astype(int).tolist()
         crop = image.crop((x, y, x + side, y + side))
         right, below = image.width - x - side, image.height - y - side
         x, y = {0: (x, y), 90: (below, x), 270: (y, right), 180: (right, below)}[angle]
@@ -257,9 +251,7 @@ def search_turned(image: Image.Image) -> tuple[int, np.ndarray]:
     """Search an image, and the image turned, unless half of its faces are upright.
 
     If no face is found in the upright image, it is searched for one that fills it.
-
-    Returns:
-        The angle at which most faces are upright, in degrees, and the boxes.
+    Returns the angle at which most faces are upright, in degrees, and the boxes.
     """
     results = []
     for angle in ANGLES:
@@ -275,12 +267,7 @@ def search_turned(image: Image.Image) -> tuple[int, np.ndarray]:
 
 
 def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
-    """Read the faces of an image file, scaled to size pixels, as --faces says.
-
-    Raises:
-        OSError: if the file cannot be read as an image.
-        NoFaceError: if it shows no face.
-    """
+    """Read the faces of an image file, scaled to size pixels, as --faces says."""
     if not os.path.lexists(path):
         is_other = "://" in path or path.isdigit()
         hint = "; save what a URL shows; the camera is webcam" if is_other else ""
@@ -315,11 +302,9 @@ def predict_files(
 ) -> Iterator[tuple[str, list[tuple[Face, np.ndarray]] | OSError]]:
     """Classify the faces that read finds in each file, in order, in flat memory.
 
-    Threads read the files. Files that are ready go through the network together.
-
-    Yields:
-        Each path with a list of pairs: a face, and its class probabilities, float32 of
-        shape (num_classes,). Or with the OSError that read raised.
+    Threads read the files. Files that are ready go through the network together. Yields
+    each path with pairs of a face and its class probabilities, float32 of shape
+    (num_classes,), or with the OSError that read raised.
     """
 
     def attempt(path: str) -> list[Face] | OSError:
@@ -517,13 +502,10 @@ def report(records: list[Record]) -> bool:
 def occlude(
     network: utils.Network, pixels: np.ndarray, probabilities: np.ndarray
 ) -> np.ndarray:
-    """Compute which parts of a face an answer depends on (Zeiler & Fergus 2014).
+    """Compute which pixels of a face an answer depends on (Zeiler & Fergus 2014).
 
-    A gray square covers one place after the other. The heat of a pixel is the fall of
-    the answer's probability, averaged over the squares that cover it.
-
-    Returns:
-        The heat, in [0, 1], of the same shape as pixels.
+    A gray square covers one place after the other. The heat of a pixel, in [0, 1], is
+    the fall of the answer's probability, averaged over the squares that cover it.
     """
     side = round(OCCLUSION_FRACTION * len(pixels))
     places = range(0, len(pixels) - side + 1, max(1, side // 4))
@@ -670,7 +652,7 @@ def predict_pictures(run: Run, paths: list[str]) -> bool:
 
     Other files that were found in folders are ignored, unless there is nothing else.
     """
-    args, network = run.args, run.network
+    args, network, names = run.args, run.network, run.network.class_names
     read = functools.partial(read_faces, faces=args.faces, size=network.size)
     alone = len(paths) == 1 and args.image == paths
     failed, ignored = False, 0
@@ -680,7 +662,6 @@ def predict_pictures(run: Run, paths: list[str]) -> bool:
             if isinstance(result, utils.NotAnImageError) and run.paths[path]:
                 ignored += 1
                 continue
-            names = network.class_names
             records = make_records(path, result, names, args.min_confidence)
             failed |= report(records)
             run.output.write_records(records, alone)
@@ -758,30 +739,22 @@ def name_camera(number: int) -> tuple[str, list[str]]:
 def open_video(path: str, rate: float = 0) -> tuple[dict[str, Any], Iterator[bytes]]:
     """Open a video or a camera with FFmpeg, in a process that reads nothing but files.
 
-    Returns:
-        What FFmpeg says about it, such as size, fps and duration; and its frames, RGB
-        and upright, at the given rate (0: the video's own).
-
-    Raises:
-        OSError: if there is nothing to see.
+    Returns what FFmpeg says about it, such as size, fps and duration; and its frames,
+    RGB and upright, at the given rate (0: the video's own).
     """
     import imageio_ffmpeg
 
     logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns about sizes
-    source, options, failure = (
-        f"file:{path}",
-        ["-protocol_whitelist", "file"],
-        "no video",
-    )
+    source, options = f"file:{path}", ["-protocol_whitelist", "file"]
     if camera := CAMERA.fullmatch(path):
         source, options = name_camera(int(camera[1] or 0))
-        failure = "camera not found, or access denied"
     # round=up takes the frame that a player shows at that time.
     filters = ["-vf", f"fps={rate}:round=up"] if rate else []
     frames = imageio_ffmpeg.read_frames(source, "rgb24", None, options, filters)
     try:
         return next(frames), frames
     except (OSError, LookupError, ValueError, AssertionError) as error:
+        failure = "camera not found, or access denied" if camera else "no video"
         raise OSError(f"{path}: {failure}") from error
 
 
@@ -800,17 +773,13 @@ def probe(path: str) -> float | None:
 
 
 def search_frames(
-    frames: Iterator[bytes],
-    size: tuple,
-    rate: float,
-    search_rate: float,
-    find: Callable,
+    frames: Iterator[bytes], size: tuple, rate: float, look_rate: float, find: Callable
 ) -> Iterator[tuple[float, Image.Image, list[Face] | None]]:
     """Yield time in seconds, image and faces of each frame; None if not searched."""
     last = -1
     for number, content in enumerate(frames):
         time, image = number / rate, Image.frombytes("RGB", size, content)
-        look = math.floor(time * search_rate + 1e-6)
+        look = math.floor(time * look_rate + 1e-6)
         yield time, image, find(image) if look > last else None
         last = look
 
@@ -855,9 +824,6 @@ def classify_video(
     """Classify the faces in a video or before a camera, and add them to tracks.
 
     Of each second, rate frames are read, and search_rate frames are searched for faces.
-
-    Raises:
-        OSError, RuntimeError: if it breaks off, or shows no face.
     """
     args, network = run.args, run.network
     names, is_camera = network.class_names, bool(CAMERA.fullmatch(path))
@@ -958,30 +924,25 @@ def copying(target: Path | None, size: tuple[int, int], rate: float) -> Iterator
             raise UserError(f"{target}: FFmpeg failed; is the disk full?")
 
 
-def describe_tracks(
-    tracks: list[Track], class_names: list[str], search_rate: float
-) -> str:
+def describe_tracks(tracks: list[Track], names: list[str], search_rate: float) -> str:
     """Format a table: for each face the share of its time with each emotion."""
-    width = max(8, *map(len, class_names))
-    heads = " ".join(f"{name.capitalize():>{width}}" for name in class_names)
+    width = max(8, *map(len, names))
+    heads = " ".join(f"{name.capitalize():>{width}}" for name in names)
     lines = [f"\nface  seconds {heads}\n"]
     for track in tracks:
         best = np.argmax(track.means, axis=1)
-        shares = np.bincount(best, minlength=len(class_names)) / len(best)
+        shares = np.bincount(best, minlength=len(names)) / len(best)
         cells = " ".join(f"{percent(share):>{width}}" for share in shares)
         lines.append(f"{track.number:4} {len(best) / search_rate:8.1f} {cells}\n")
     return "".join(lines)
 
 
-def plot_timeline(
-    tracks: list[Track], class_names: list[str], search_rate: float
-) -> Any:
+def plot_timeline(tracks: list[Track], names: list[str], search_rate: float) -> Any:
     """Plot the probabilities of faces over time, below each other."""
     from matplotlib.figure import Figure
 
     tracks = tracks[:MAX_TIMELINE_FACES]
-    names = [name.capitalize() for name in class_names]
-    colors = choose_colors(class_names).values()
+    colors = choose_colors(names).values()
     figure = Figure(figsize=(10, 1 + 1.5 * len(tracks)), layout="constrained")
     options = {"squeeze": False, "sharex": "col", "width_ratios": [1, 7]}
     axes = figure.subplots(len(tracks), 2, **options)
@@ -994,7 +955,8 @@ def plot_timeline(
         right.set(yticks=[])
         right.margins(0)
     right.set(xlim=(0, None), xlabel="seconds")
-    figure.legend(areas, names, loc="outside upper right", ncols=len(names))
+    labels = [name.capitalize() for name in names]
+    figure.legend(areas, labels, loc="outside upper right", ncols=len(names))
     return figure
 
 
@@ -1072,17 +1034,15 @@ def read_list(content: bytes) -> list[str]:
 def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> dict[str, bool]:
     """List the files to read: images, all files below folders, or a list on stdin (-).
 
-    Shells on Windows leave patterns to programs. Results of earlier runs in a folder
-    are ignored: what this script drew, and the files to write (targets).
-
-    Returns:
-        Each path once, and whether it was found in a folder and not named.
+    Results of earlier runs in a folder are ignored: what this script drew, and files to
+    write (targets). Returns each path once, and whether it was found and not named.
     """
     if images == ["-"]:
         content = getattr(sys.stdin, "buffer", sys.stdin).read()
         images = read_list(os.fsencode(content))
     paths: dict[str, bool] = {}
     for image in images:
+        # Shells on Windows leave patterns to programs.
         matches = [] if os.path.lexists(image) else glob.glob(image, recursive=True)
         for match in sorted(matches) or [image]:
             if not os.path.isdir(match):
@@ -1119,9 +1079,7 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
     """Decode a folder of <emotion>/ folders, and print what does not fit the model.
 
     If there is a folder train/ beside it, images that are also there are marked.
-
-    Returns:
-        The images, and a message for each unreadable file.
+    Returns the images, and a message for each unreadable file.
     """
     names, options = network.class_names, {"partial": True, "size": network.size}
     split, unreadable = utils.index_folder(folder, names, **options)
