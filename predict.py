@@ -403,20 +403,6 @@ def format_text(records: list[Record], alone: bool) -> str:
     return text
 
 
-def format_csv(records: list[Record], class_names: list[str], header: bool) -> str:
-    """Format records as CSV rows, with or without a header."""
-    text = io.StringIO()
-    write = csv.writer(text, lineterminator="\n").writerow
-    if header:
-        write([*CSV_COLUMNS, *class_names, "message"])
-    for record in records:
-        path, *values = [record[name] for name in CSV_COLUMNS]
-        probabilities = record["probabilities"] or dict.fromkeys(class_names)
-        values += [*probabilities.values(), printable(record["message"])]
-        write([printable(path), *values])
-    return text.getvalue()
-
-
 class Output:
     """Write records to a file, or to stdout if there is no path.
 
@@ -432,8 +418,17 @@ class Output:
         if self.kind == "json":
             self.write("".join(json.dumps(record) + "\n" for record in records))
         elif self.kind == "csv":
-            self.write(format_csv(records, self.class_names, self.header))
-            self.header = False
+            text = io.StringIO()
+            write = csv.writer(text, lineterminator="\n").writerow
+            if self.header:
+                write([*CSV_COLUMNS, *self.class_names, "message"])
+                self.header = False
+            for record in records:
+                path, *values = [record[name] for name in CSV_COLUMNS]
+                answer = record["probabilities"] or dict.fromkeys(self.class_names)
+                message = printable(record["message"])
+                write([printable(path), *values, *answer.values(), message])
+            self.write(text.getvalue())
         else:
             self.write(format_text(records, alone))
 
@@ -466,10 +461,7 @@ class Run(NamedTuple):
 
 
 def make_progress_bar(hidden: bool) -> Any:
-    """Return a progress bar on stderr, hidden unless that is a terminal.
-
-    Results that go to the same terminal appear above it.
-    """
+    """Return a progress bar on stderr, if that is a terminal, below the results."""
     from rich import console, progress
 
     terminal = console.Console(stderr=True, soft_wrap=True)  # whole lines of results
@@ -796,10 +788,7 @@ def prefetch(items: Iterator[Any]) -> Iterator[Any]:
 def write_frame(
     output: Output, records: list[Record], tracks: list[Track], rewrite: bool
 ) -> None:
-    """Write the records of a frame; as text, only faces whose emotion has changed.
-
-    With rewrite, a terminal shows one line that changes instead.
-    """
+    """Write the records of a frame; as text, only changes, or one line to rewrite."""
     if output.kind != "text":
         output.write_records(records)
         return
@@ -1001,8 +990,7 @@ def check_targets(args: argparse.Namespace, inputs: Collection[str]) -> None:
 def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
     """Return the file to draw: target, or <image>-<kind>.png if target is a folder.
 
-    The name gets a number if this run has used it, or if a file that this script did
-    not draw has it.
+    The name gets a number if it is used in this run, or by a file of the user.
     """
     if target.suffix.lower() in PICTURES:
         return target
