@@ -618,9 +618,12 @@ def save_figure(figure: Any, target: Path) -> None:
         exif = Image.Exif()
         exif[ExifTags.Base.Software] = utils.MARK.decode()
         options["pil_kwargs"] = {"exif": exif}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with utils.atomic_write(target) as file:
-        figure.savefig(file, **options)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with utils.atomic_write(target) as file:
+            figure.savefig(file, **options)
+    except OSError as error:
+        raise UserError(f"{target}: cannot write: {error}") from error
 
 
 def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
