@@ -269,9 +269,7 @@ def search_turned(image: Image.Image) -> tuple[int, np.ndarray]:
 def read_faces(path: str, faces: str, size: int = IMAGE_SIZE) -> list[Face]:
     """Read the faces of an image file, scaled to size pixels, as --faces says."""
     if not os.path.lexists(path):
-        is_other = "://" in path or path.isdigit()
-        hint = "; save what a URL shows; the camera is webcam" if is_other else ""
-        raise OSError(f"{path}: no such file or folder{hint}")
+        raise OSError(f"{path}: {describe_missing(path)}")
     image = utils.open_image(path, reduce_to=2 * SEARCH_SIZE)
     if utils.is_blank(image):
         raise NoFaceError(f"{path}: {utils.BLANK}")
@@ -596,12 +594,10 @@ def draw_faces(
         pen.rectangle((x, y, x + w, y + h), outline="black", width=5)
         pen.rectangle((x + 1, y + 1, x + w - 1, y + h - 1), outline=color, width=3)
     for record, (x, y, w, _) in zip(records, boxes, strict=True):  # above all boxes
-        lowest, highest = image.height // 100, image.height // 32
+        lowest, highest = image.height // 100, min(image.size) // 32
         size = max(12, lowest, min(highest, w // 6) if len(records) > 1 else highest)
-        font, text = (
-            ImageFont.truetype(font_file, size),
-            f"{record['face']} {describe(record)}",
-        )
+        font = ImageFont.truetype(font_file, size)
+        text = f"{record['face']} {describe(record)}"
         if len(records) > 1 and pen.textlength(text, font) > 1.5 * w:
             text = str(record["face"])
         width = round(pen.textlength(text, font)) + 6
@@ -618,10 +614,12 @@ def save_figure(figure: Any, target: Path) -> None:
         exif = Image.Exif()
         exif[ExifTags.Base.Software] = utils.MARK.decode()
         options["pil_kwargs"] = {"exif": exif}
+    content = io.BytesIO()  # Pillow does not report a full disk
+    figure.savefig(content, format=target.suffix[1:].lower(), **options)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with utils.atomic_write(target) as file:
-            figure.savefig(file, **options)
+            file.write_bytes(content.getvalue())
     except OSError as error:
         raise UserError(f"{target}: cannot write: {error}") from error
 
@@ -648,15 +646,19 @@ def predict_pictures(run: Run, paths: list[str]) -> bool:
     Other files that were found in folders are ignored, unless there is nothing else.
     """
     args, network, names = run.args, run.network, run.network.class_names
+    if is_copy(args.plot):
+        raise UsageError(f"{args.plot}: is a video file, but {paths[0]} is not a video")
     read = functools.partial(read_faces, faces=args.faces, size=network.size)
     alone = len(paths) == 1 and args.image == paths
     failed, ignored = False, 0
     with make_progress_bar(hidden=len(paths) == 1) as bar:
         results = predict_files(network, paths, read)
         for path, result in bar.track(results, len(paths), description=""):
-            if isinstance(result, utils.NotAnImageError) and run.paths[path]:
-                ignored += 1
-                continue
+            if isinstance(result, utils.NotAnImageError):
+                if run.paths[path]:
+                    ignored += 1
+                    continue
+                result = OSError(f"{path}: not a readable image or video")
             records = make_records(path, result, names, args.min_confidence)
             failed |= report(records)
             run.output.write_records(records, alone)
@@ -909,7 +911,8 @@ def copying(target: Path | None, size: tuple[int, int], rate: float) -> Iterator
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with utils.atomic_write(target) as file:
-        ffmpeg = subprocess.Popen([*words, file], stdin=subprocess.PIPE, **apart)
+        words.append(f"file:{file}")
+        ffmpeg = subprocess.Popen(words, stdin=subprocess.PIPE, **apart)
         with contextlib.suppress(BrokenPipeError), ffmpeg:
             yield copy
         if ffmpeg.returncode:
@@ -985,8 +988,11 @@ def check_targets(args: argparse.Namespace, inputs: Collection[str]) -> None:
     for path in args.targets:
         if is_picture(path) and not is_drawn(path):
             raise UsageError(f"{path}: is a picture; name another file to write")
-        is_drawing = path != args.output and path.suffix.lower() in PICTURES | VIDEOS
-        if is_drawing and len(inputs) != 1 and not args.evaluate:
+        if path.suffix.lower() not in PICTURES | VIDEOS:
+            continue
+        if path == args.output:
+            raise UsageError(f"{path}: is no name for text; name another file to write")
+        if len(inputs) != 1 and not args.evaluate:
             raise UsageError(f"{path}: one file for several images; name a folder")
 
 
@@ -1044,7 +1050,17 @@ def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> dict[str
                     paths.setdefault(file, True)
     if images and not paths:
         raise UserError(f"{images[0]}: no picture in this folder")
+    if images and not any(os.path.lexists(p) or CAMERA.fullmatch(p) for p in paths):
+        raise UserError(f"{images[0]}: {describe_missing(images[0])}")
     return paths
+
+
+def describe_missing(image: str) -> str:
+    """Say what is wrong with a name for which there is no file."""
+    if "://" in image:
+        return "a URL; save the picture, and name its file"
+    camera = f"; the camera is webcam:{image}" if image.isdigit() else ""
+    return f"no such file or folder{camera}"
 
 
 # --- The command ---

@@ -48,10 +48,10 @@ def test_patterns_that_the_shell_did_not_expand(
 
 def test_names_without_a_file(ask: Ask) -> None:
     url = "https://example.org/a.jpg"
-    reason = "no such file or folder; save what a URL shows; the camera is webcam"
-    lines = [f"predict.py: error: {name}: {reason}\n" for name in (url, "0")]
+    first = f"predict.py: error: {url}: a URL; save the picture, and name its file"
+    second = "predict.py: error: 0: no such file or folder; the camera is webcam:0"
     code, _, err = ask("--image", CROP, url, "0")
-    assert (code, err) == (1, "".join(lines))
+    assert (code, err) == (1, f"{first}\n{second}\n")
 
 
 def test_other_files_of_a_folder_are_ignored(tmp_path: Path, ask: Ask) -> None:
@@ -62,7 +62,7 @@ def test_other_files_of_a_folder_are_ignored(tmp_path: Path, ask: Ask) -> None:
     code, out, err = ask("--image", tmp_path)
     assert (code, err) == (0, "predict.py: ignored, no pictures: 2\n")
     assert out.count("\n") == 1 and out.startswith(f"{crop}: ")
-    line = "predict.py: error: {}: not an image\n"
+    line = "predict.py: error: {}: not a readable image or video\n"
     code, again, err = ask("--image", tmp_path, notes)
     assert (code, again) == (1, out)
     assert err == line.format(notes) + "predict.py: ignored, no pictures: 1\n"
@@ -81,7 +81,7 @@ def test_strange_names_are_safe_to_print(
         shutil.copy(CROP, name)
     missing = "no\ntwo\nlines.png"
     line = r"predict.py: error: no\ntwo\nlines.png: no such file or folder"
-    assert ask("--image", missing) == (1, "", f"{line}\n")
+    assert ask("--image", missing) == (line, "", "")
     _, out, err = ask("--image", *names, missing)
     assert [text.rpartition(": ")[0] for text in out.split("\n")] == [*shown, ""]
     assert err == f"{line}\n"
@@ -151,6 +151,7 @@ def test_nothing_of_the_user_s_is_overwritten(album: Path, ask: Ask) -> None:
         ("mia.png --model model.png --plot model.png", "model.png: is an input"),
         ("sub/MIA.jpg --plot mia.png", "mia.png: is a picture"),
         ("mia.png --output damaged.png", "damaged.png: is a picture"),
+        ("mia.png --output a.mp4", "a.mp4: is no name for text"),
     ):
         code, out, err = ask("--image", *words.split())
         assert (code, out) == (2, "")

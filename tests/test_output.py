@@ -121,7 +121,7 @@ def test_output_is_replaced_only_by_a_record(tmp_path: Path, ask: Ask) -> None:
     _, told, _ = ask(*words)
     assert ask(*words, "--output", path) == (0, "", "")
     assert path.read_text() == told
-    assert "no such file" in ask("--image", "missing.jpg", "--output", path)[2]
+    assert "no such file" in ask("--image", "missing.jpg", "--output", path)[0]
     predict.Output(path, "csv", EMOTIONS)  # without a record
     assert path.read_text() == told
     code, _, _ = ask(*words, "--output", path / "b.csv")
@@ -139,6 +139,15 @@ def test_pictures(mixed: list[Path], tmp_path: Path, ask: Ask) -> None:
     assert {path.name for path in folder.iterdir()} == names
     plot, heat = folder / "crop-emotions.png", folder / "crop-heat.png"
     assert plot.read_bytes() != heat.read_bytes()
+
+
+@UNIX
+def test_a_full_disk_leaves_the_old_plot(tmp_path: Path, ask: Ask) -> None:
+    plot = tmp_path / "plot.jpg"
+    with file_size_limit(2000):
+        code, _, _ = ask("--image", CROP, "--plot", plot)
+    assert code.startswith(f"predict.py: error: {plot}: cannot write: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_heat_is_where_the_answer_depends_on() -> None:
