@@ -1148,4 +1148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = (
+        "agg"  # pandas loads the user's, which may need a display
+    )
     sys.exit(main())

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import matplotlib
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -214,7 +215,8 @@ def index_csv(
         raise OSError(f"{place}: not 48 x 48 values of 0 to 255, or blank")
 
     try:
-        rows = pd.read_csv(path, dtype=str, skipinitialspace=True, na_filter=False)
+        options = {"skipinitialspace": True, "na_filter": False, "compression": None}
+        rows = pd.read_csv(path, dtype=str, **options)
         rows = rows.rename(columns=str.strip)[["emotion", "pixels", "Usage"]]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip()
@@ -229,6 +231,8 @@ def index_csv(
     splits, unreadable = {}, {}
     for name, usage in {"train": "Training", "test": "PublicTest"}.items():
         part = rows[rows.Usage.str.strip() == usage].reset_index(drop=True)
+        if part.empty:
+            raise UserError(f"{path}: no line of these classes whose Usage is {usage}")
         items = list(zip(part.path, part.pixels, strict=True))
         splits[name], unreadable[name] = utils.index_images(
             part[["path", "emotion"]], items, parse, scratch
@@ -682,8 +686,12 @@ class Checkpoint(keras.callbacks.Callback):
                 then = "use the same, or discard it with --restart"
                 raise UserError(f"{self.path}: was begun with {different}; {then}")
         self.model.optimizer.build(self.model.trainable_variables)
-        for variable, value in zip(self.variables(), state, strict=True):
-            variable.assign(value)
+        try:
+            for variable, value in zip(self.variables(), state, strict=True):
+                variable.assign(value)
+        except ValueError as error:
+            then = "belongs to another network; discard it with --restart"
+            raise UserError(f"{self.path}: {then}") from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Replace the checkpoint."""
@@ -1011,7 +1019,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         where = printable(args.model_path)
         raise SystemExit(f"train.py: error: {where}: {error}") from None
     except KeyboardInterrupt:
-        then = "--resume continues after the last complete epoch"
+        kept = checkpoint_path(args.model_path).exists()
+        then = "--resume continues the training" if kept else "no epoch was complete"
         print(f"train.py: stopped; {then}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
 
@@ -1028,6 +1037,7 @@ def leave(stop: SystemExit) -> None:
 
 
 if __name__ == "__main__":
+    matplotlib.use("agg")  # pandas loads the user's own, which may need a display
     try:
         main()
     except SystemExit as stop:

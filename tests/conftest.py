@@ -134,7 +134,10 @@ def run(checkout: Path) -> Callable[..., subprocess.CompletedProcess]:
 
     def run(*command: str | Path) -> subprocess.CompletedProcess:
         words = [sys.executable, *map(str, command)]
-        return subprocess.run(words, cwd=checkout, capture_output=True, text=True)
+        # A user's choice of windows for plots must not matter.
+        options = {"env": os.environ | {"MPLBACKEND": "module://of_windows"}}
+        options |= {"cwd": checkout, "capture_output": True, "text": True}
+        return subprocess.run(words, **options)
 
     return run
 

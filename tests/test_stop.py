@@ -24,5 +24,5 @@ def test_a_real_process_is_stopped_by_ctrl_c(checkout: Path, tmp_path: Path) -> 
     for line in process.stdout:
         if line.startswith("Epoch 2/"):
             process.send_signal(signal.SIGINT)
-    line = "train.py: stopped; --resume continues after the last complete epoch\n"
+    line = "train.py: stopped; --resume continues the training\n"
     assert (process.wait(), process.stderr.read()) == (130, line)
