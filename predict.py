@@ -418,14 +418,16 @@ class Output:
         elif self.kind == "csv":
             text = io.StringIO()
             write = csv.writer(text, lineterminator="\n").writerow
-            if self.header:
+            if self.header and records:
                 write([*CSV_COLUMNS, *self.class_names, "message"])
                 self.header = False
             for record in records:
                 path, *values = [record[name] for name in CSV_COLUMNS]
                 answer = record["probabilities"] or dict.fromkeys(self.class_names)
-                message = printable(record["message"])
-                write([printable(path), *values, *answer.values(), message])
+                path, message = printable(path), printable(record["message"])
+                if path.startswith(("=", "+", "-", "@")):  # a spreadsheet's formula
+                    path = f"./{path}"
+                write([path, *values, *answer.values(), message])
             self.write(text.getvalue())
         else:
             self.write(format_text(records, alone))
@@ -444,6 +446,9 @@ class Output:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 if error.errno in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
                     sys.exit(1)  # the reader has stopped
+            elif self.file:
+                with contextlib.suppress(OSError):  # what its buffer holds
+                    self.file.close()
             place = self.path or "stdout"
             raise UserError(f"{place}: cannot write: {error.strerror}") from error
 
@@ -914,7 +919,12 @@ def copying(target: Path | None, size: tuple[int, int], rate: float) -> Iterator
         words.append(f"file:{file}")
         ffmpeg = subprocess.Popen(words, stdin=subprocess.PIPE, **apart)
         with contextlib.suppress(BrokenPipeError), ffmpeg:
-            yield copy
+            try:
+                yield copy
+            except BaseException:
+                ffmpeg.kill()  # or Windows could not delete its file
+                ffmpeg.wait()
+                raise
         if ffmpeg.returncode:
             raise UserError(f"{target}: FFmpeg failed; is the disk full?")
 
@@ -992,6 +1002,8 @@ def check_targets(args: argparse.Namespace, inputs: Collection[str]) -> None:
             continue
         if path == args.output:
             raise UsageError(f"{path}: is no name for text; name another file to write")
+        if args.targets.count(path) > 1:
+            raise UsageError(f"{path}: two options name this file; name another one")
         if len(inputs) != 1 and not args.evaluate:
             raise UsageError(f"{path}: one file for several images; name a folder")
 
@@ -1017,14 +1029,14 @@ def name_picture(target: Path, path: str, kind: str, used: set[str]) -> Path:
 def read_list(content: bytes) -> list[str]:
     """Split a list of paths, one per line, as the tools of any system write it.
 
-    UTF-16, byte order marks, carriage returns and quotes are understood. A line that is
-    an existing path stays as it is.
+    UTF-16, byte order marks, carriage returns and quotes are understood. Blanks at the
+    ends are dropped. A line that is then an existing path stays as it is.
     """
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = "utf-16" if is_utf16 else "utf-8-sig"  # PowerShell writes UTF-16
-    text = content.decode(encoding, "surrogateescape")
+    text = content.decode(encoding, "replace" if is_utf16 else "surrogateescape")
     lines = filter(None, map(str.strip, text.split("\n")))
-    quoted = re.compile("([\"'])(.*)\\1")
+    quoted = re.compile("^([\"'])(.*)\\1$")
     return [x if os.path.lexists(x) else quoted.sub(r"\2", x) for x in lines]
 
 
@@ -1035,7 +1047,8 @@ def find_images(images: Sequence[str], targets: Sequence[Path] = ()) -> dict[str
     write (targets). Returns each path once, and whether it was found and not named.
     """
     if images == ["-"]:
-        content = getattr(sys.stdin, "buffer", sys.stdin).read()
+        stdin = sys.stdin or io.StringIO()
+        content = getattr(stdin, "buffer", stdin).read()
         images = read_list(os.fsencode(content))
     paths: dict[str, bool] = {}
     for image in images:
@@ -1098,11 +1111,13 @@ def index_crops(folder: Path, network: utils.Network) -> tuple[utils.Split, list
         warn(f"ignored, not among the classes: {', '.join(unknown)}")
     train_folder = folder.parent / "train"
     if train_folder.is_dir() and not train_folder.samefile(folder):
-        with contextlib.suppress(UserError):  # if no class has a folder there
+        try:
             known, _ = utils.index_folder(train_folder, names, **options)
             split.table["in_train"] = split.table.digest.isin(known.table.digest)
             if split.table.in_train.all():
                 warn("every image is also in train")
+        except UserError as error:
+            warn(f"not compared with the images of train: {error}")
     for line in unreadable:
         warn(f"error: {line}")
     return split, unreadable

@@ -82,6 +82,8 @@ MAX_SIZE = 256  # pixels a side of a network's input
 MAX_SETTING = 2**20  # largest number in the settings of a layer
 MAX_VALUES = 2**20  # in the output of a layer for one face
 MAX_BYTES = 2 * 10**8  # of a model file, and of its arrays together
+MAX_LAYERS = 200
+MAX_WEIGHTS = 16  # arrays of a layer
 MAX_CHUNKS = 10_000  # of a chunked array
 MAX_ATTRIBUTE = 2**20  # characters of an attribute
 
@@ -369,7 +371,10 @@ def index_images(
         with (
             tempfile.TemporaryFile(dir=scratch) as file,
             ThreadPoolExecutor(WORKERS) as pool,
+            contextlib.ExitStack() as stack,
         ):
+            # At Ctrl-C, files that are not yet read must not be waited for.
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             for start in track(chunks, "Decoding", **shown):
                 futures = [pool.submit(read, x) for x in items[start : start + 1000]]
                 for row, future in enumerate(futures, start):
@@ -450,7 +455,8 @@ def read_attribute(file: h5py.File, name: str) -> Any:
     if name not in file.attrs:
         only = ", perhaps weights only" if name == "model_config" else ""
         raise ValueError(f"it holds no {name}{only}")
-    text = file.attrs[name]
+    # An array of texts could hold one long text a million times.
+    text = file.attrs[name] if file.attrs.get_id(name).shape == () else None
     if not isinstance(text, str | bytes) or len(text) > MAX_ATTRIBUTE:
         raise ValueError(f"its {name} is no text, or too long")
     return json.loads(text)
@@ -543,6 +549,8 @@ def read_layers(file: h5py.File) -> list[dict[str, Any]]:
     if kind not in ("Sequential", "Functional", "Model"):
         raise ValueError(f"its network is of kind {kind}")
     layers = config if isinstance(config, list) else config["layers"]
+    if len(layers) > MAX_LAYERS:
+        raise ValueError("its network is too deep")
     first = layers[0]["config"]
     shape = first.get("batch_input_shape")
     if layers[0]["class_name"] == "InputLayer":
@@ -672,7 +680,10 @@ class Graph:
         may be called depthwise_kernel.
         """
         place = f"model_weights/{self.layer}"
-        listed = map(os.fsdecode, find(self.file, place).attrs["weight_names"])
+        attributes = find(self.file, place).attrs
+        if math.prod(attributes.get_id("weight_names").shape or ()) > MAX_WEIGHTS:
+            raise ValueError(f"its {place} lists too many weights")
+        listed = map(os.fsdecode, attributes["weight_names"])
         paths = {p.rpartition("/")[2].removesuffix(":0"): p for p in listed}
         path = f"{place}/{paths.get(name, paths.get(f'depthwise_{name}', name))}"
         array = find(self.file, path)
@@ -1104,6 +1115,7 @@ def naming_classes(class_names: Sequence[str]) -> Iterator[list[str]]:
     names, fonts = list(class_names), find_fonts("".join(class_names))
     # A $ in a name stays a $, and does not begin a formula.
     options = {"text.parse_math": False, "font.family": fonts or ["DejaVu Sans"]}
+    options |= {"savefig.dpi": "figure", "savefig.bbox": None}  # pixel by pixel
     with matplotlib.rc_context(options):
         yield names if fonts else [str(i) for i in range(1, len(names) + 1)]
 
