@@ -49,7 +49,7 @@ CROP_SIZE = 64  # pixels; pictures up to this size count as one face
 SEARCH_SIZE = 480  # pixels of the longer side in which faces are searched
 CLOSE_SIZE, CLOSE_BORDER = 192, 0.25  # the same for a close face; its border
 MIN_SCORE = 0.5  # of a face
-CLOSE_FRACTION = 0.7  # a face that fills this of the picture is close: it is the crop
+CLOSE_FRACTION = 0.7  # of the shorter side; from here on, that side is the crop's
 MIN_CLOSE_SCORE = 0.15  # of a close face
 CROP_SCALE = 1.07  # size of FER2013's crops in relation to CenterFace's boxes
 MIN_FACE_SIZE = 20  # pixels; smaller faces are reported only if there is no larger one
@@ -170,7 +170,7 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search for faces in an RGB image, after scaling its longer side to size pixels.
 
-    That of an image more than three times as long as high becomes larger.
+    It gets more pixels if it is over three times the shorter side.
 
     Returns:
         Boxes by falling score: left, top, right, bottom, in pixels of the image. And
@@ -648,7 +648,7 @@ def draw(run: Run, path: str, faces: list[tuple[Face, np.ndarray]]) -> None:
 def predict_pictures(run: Run, paths: list[str]) -> bool:
     """Classify the faces in pictures; return whether anything is wrong with one.
 
-    Other files that were found in folders are ignored, unless there is nothing else.
+    Other files in folders are ignored; if all are, that is wrong, too.
     """
     args, network, names = run.args, run.network, run.network.class_names
     if is_copy(args.plot):

@@ -482,7 +482,7 @@ def build_model(
     dropout: float = 0.0,
     batch_normalization: type[keras.Layer] = keras.layers.BatchNormalization,
 ) -> keras.Sequential:
-    """Build the network: a convolution, blocks of two more each, then two dense layers.
+    """Build the network: a convolution, blocks of two each, then two dense layers.
 
     Each image is first brought to mean 0 and variance 1 (as the only group): light and
     contrast tell nothing about a face. A convolution, half as wide as the first block,

@@ -622,8 +622,8 @@ LAYERS = (
     "GroupNormalization Activation ReLU LeakyReLU PReLU ELU Softmax Flatten Reshape "
     "ZeroPadding2D Rescaling Add Multiply Concatenate"
 ).split()
-# What else settings may be that compute does not read. Keras 2 has groups of
-# depthwise convolutions.
+# Values that settings which compute does not read may have besides None and False.
+# Keras 2 gives depthwise convolutions groups.
 ALLOWED = {
     "dtype": ["float32"],
     "data_format": [None, "channels_last"],
